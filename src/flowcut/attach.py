@@ -1,0 +1,159 @@
+"""Attaching a method to a model, and taking it off again."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .errors import UnsupportedModelError
+from .methods import FlowCut, Method
+from .models import ModelParts, find_parts
+from .stages.sequence import SequenceStage
+from .stages.vision import VisionStage, target_patches
+from .trace import Trace
+
+HANDLE = "_flowcut_handle"
+"""Attribute of an attached model's base module."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Handle:
+    """An attached method. Use it as a context manager, or call :meth:`detach`.
+
+    Attributes:
+        model: the model as it was given.
+        method: the method at work.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage) -> None:
+        self.model = model
+        self.method = method
+        self._parts = parts
+        self._vision = vision
+        self._sequence = SequenceStage(parts, method)
+
+    @property
+    def trace(self) -> Trace:
+        """What the last forward pass did that saw an image or began a new sequence."""
+        return self._sequence.trace
+
+    @property
+    def attached(self) -> bool:
+        """Whether the method still works on the model."""
+        return self._parts.base.__dict__.get(HANDLE) is self
+
+    def detach(self) -> None:
+        """Take the method off; the model is then as it was before. Doing it twice does no harm."""
+        if self.attached:
+            self._sequence.close()
+            self._vision.close()
+            del self._parts.base.__dict__[HANDLE]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def attach(model: nn.Module, method: Method) -> Handle:
+    """Let ``method`` work on ``model`` until the handle is detached.
+
+    Weights, configs and what ``save_pretrained`` writes do not change. A method that is already attached is
+    replaced.
+
+    Args:
+        model: a supported model, or a wrapper around one (PEFT, DDP).
+        method: what to do, such as ``FlowCut(target_num=64)``.
+
+    Returns:
+        The handle: ``trace``, ``detach()``, usable in a ``with`` statement.
+
+    Raises:
+        UnsupportedModelError: the model, its vision tower or its attention implementation is not supported.
+        ValueError: the method's budget does not fit the model. In both cases nothing was attached.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a flowcut method such as FlowCut(target_num=64), got {method!r}.")
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            "This is a model compiled with torch.compile. Attach to the uncompiled model; its parts "
+            "(model.language_model) may be compiled."
+        )
+    family, parts = find_parts(model)
+    if method.requires_cls and not parts.tower.prefix:
+        raise UnsupportedModelError(
+            f"{method.name} ranks patches by the CLS token, and {type(parts.tower.module).__name__} has none. Use a "
+            "method that does not need it, such as FlowCut."
+        )
+    choice = family.feature_choice(parts, {})
+    check_fit(method, parts, choice.visible_prefix)
+    target_patches(method, patches_of(parts), choice)
+    previous: Handle | None = parts.base.__dict__.get(HANDLE)
+    if previous is not None:
+        previous.detach()
+    handle = Handle(model, method, parts, VisionStage(family, parts, method))
+    parts.base.__dict__[HANDLE] = handle
+    return handle
+
+
+def patches_of(parts: ModelParts) -> int:
+    """Patches of an image at the tower's configured size."""
+    config: Any = parts.tower.config
+    return int((config.image_size // parts.tower.patch_size) ** 2)
+
+
+def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
+    """Refuse budgets that no image of this model could ever fill, warn about those that cut nothing.
+
+    Raises:
+        ValueError: ``target_num`` exceeds what the language model can read at all.
+    """
+    if method.target_num is None:
+        return
+    config: Any = parts.language_model.config
+    limit = config.max_position_embeddings
+    available = patches_of(parts) + visible_prefix
+    if method.target_num > max(limit, available):
+        raise ValueError(
+            f"target_num={method.target_num} is more than the model can produce or read: an image has {available} "
+            f"visual tokens, the language model reads {limit}. Choose a target_num below {available}."
+        )
+    if method.target_num >= available:
+        warnings.warn(
+            f"target_num={method.target_num} covers all {available} visual tokens of an image: nothing will be cut.",
+            stacklevel=4,
+        )
+
+
+def flowcut(model: Model, target_num: int | None = None, *, retain_ratio: float | None = None) -> Model:
+    """Cut the visual tokens of ``model`` with FlowCut; the two-line use.
+
+    Args:
+        model: a supported model.
+        target_num: visual tokens of each image that reach the language model.
+        retain_ratio: the same as a share of the image's tokens, in (0, 1]; give one of the two.
+
+    Returns:
+        The same model, attached. :func:`detach` takes the method off.
+
+    Raises:
+        UnsupportedModelError, ValueError: see :func:`attach`.
+    """
+    attach(model, FlowCut(target_num=target_num, retain_ratio=retain_ratio))
+    return model
+
+
+def detach(model: Model) -> Model:
+    """Take off whatever is attached to ``model``; a model with nothing attached is left as it is."""
+    _, parts = find_parts(model)
+    handle: Handle | None = parts.base.__dict__.get(HANDLE)
+    if handle is not None:
+        handle.detach()
+    return model

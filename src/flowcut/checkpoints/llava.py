@@ -1,0 +1,273 @@
+"""LLaVA's own checkpoint format, read into ``LlavaForConditionalGeneration``.
+
+The original repositories (``liuhaotian/llava-v1.5-7b``, ``JosephTong/llava-v1.5-7b-flowcut192``) keep a Llama
+config with ``mm_*`` keys and weights named after LLaVA's modules. The vision tower's weights lie in the same
+files or are named by ``mm_vision_tower``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    PreTrainedConfig,
+)
+from transformers.models.clip.image_processing_clip import CLIPImageProcessor
+from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+
+from ..errors import UnsupportedModelError
+
+logger = logging.getLogger(__name__)
+
+TOWER_PREFIX = "model.vision_tower.vision_tower."
+RENAMES = {
+    "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
+    "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
+    "model.": "model.language_model.",
+    "lm_head.": "lm_head.",
+}
+SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
+IMAGE_TOKEN = "<image>"
+PAD_TOKEN = "<pad>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{{ ' ' if message['role'] == 'user' else '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def is_original_llava(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` is in LLaVA's own format."""
+    return "mm_projector_type" in config or "mm_vision_tower" in config
+
+
+def load_llava(
+    path_or_id: str | Path,
+    *,
+    vision_tower: str | Path | PreTrainedConfig | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | None]:
+    """Read a checkpoint in LLaVA's own format.
+
+    Args:
+        path_or_id: folder or hub id with ``config.json`` and weights (safetensors or ``.bin``, sharded or not).
+        vision_tower: overrides ``mm_vision_tower``: a folder, a hub id, or the tower's config where its weights
+            lie in the checkpoint.
+        dtype: of the model; by default that of the checkpoint's weights.
+
+    Returns:
+        The model in evaluation mode, and its processor. A checkpoint without tokenizer files gives ``None`` for
+        the processor and keeps its vocabulary; token id 0 (``<unk>``, which LLaVA's tokenizers never make from
+        text) is then the image placeholder. With a tokenizer, ``<image>`` and ``<pad>`` are added to the
+        vocabulary, their rows the mean of all others.
+
+    Raises:
+        FileNotFoundError: no ``config.json`` or no weights.
+        UnsupportedModelError: not LLaVA's format, or a projector that is not the two-layer MLP of LLaVA-1.5.
+        ValueError: weights are missing or do not fit the config.
+    """
+    folder = local_folder(path_or_id)
+    original = json.loads((folder / "config.json").read_text())
+    check_format(original, folder)
+    weights = read_weights(folder)
+    tower_config, tower_source = read_tower_config(original, folder, vision_tower)
+    tokenizer = read_tokenizer(folder)
+    image_token_id = 0
+    if tokenizer is not None:
+        tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)
+        tokenizer.pad_token = PAD_TOKEN
+        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    config = convert_config(original, tower_config, image_token_id, tokenizer)
+    state = convert_weights(weights, tower_source, config)
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    model = build_model(config, state)
+    return model, None if tokenizer is None else build_processor(original, config, tokenizer)
+
+
+def local_folder(path_or_id: str | Path) -> Path:
+    """The checkpoint's folder, downloaded from the hub where it is not one already."""
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        if folder.is_absolute() or str(path_or_id).count("/") != 1:
+            raise FileNotFoundError(f"{path_or_id} is neither a folder nor a hub id such as liuhaotian/llava-v1.5-7b.")
+        patterns = ["*.json", "*.safetensors", "*.bin", "*.model"]
+        folder = Path(snapshot_download(str(path_or_id), allow_patterns=patterns))
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json.")
+    return folder
+
+
+def check_format(original: dict[str, Any], folder: Path) -> None:
+    """Refuse what this loader would get wrong.
+
+    Raises:
+        UnsupportedModelError: see :func:`load_llava`.
+    """
+    if not is_original_llava(original):
+        raise UnsupportedModelError(
+            f"{folder} is not in LLaVA's own format (its config has no mm_* keys). Checkpoints in Hugging Face's "
+            "format load with LlavaForConditionalGeneration.from_pretrained."
+        )
+    if original.get("mm_projector_type") != "mlp2x_gelu":
+        raise UnsupportedModelError(
+            f"mm_projector_type is {original.get('mm_projector_type')!r}; LlavaForConditionalGeneration has the two-layer "
+            "MLP of LLaVA-1.5, 'mlp2x_gelu', and no other."
+        )
+    merge = original.get("mm_patch_merge_type", "flat")
+    if merge != "flat" or original.get("image_aspect_ratio") == "anyres":
+        raise UnsupportedModelError(
+            f"{folder} cuts pictures into tiles (mm_patch_merge_type={merge!r}): that is LLaVA-NeXT, not LLaVA-1.5. "
+            "Use its Hugging Face version (llava-hf/llava-v1.6-...)."
+        )
+    feature = original.get("mm_vision_select_feature", "patch")
+    if feature not in SELECT_STRATEGIES:
+        raise UnsupportedModelError(f"mm_vision_select_feature is {feature!r}; known: {', '.join(SELECT_STRATEGIES)}.")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint, from safetensors where there are any, else from ``.bin`` files."""
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        parts = [load_file(file) for file in files]
+    else:
+        files = sorted(file for file in folder.glob("*.bin") if re.match(r"(pytorch_model|mm_projector)", file.name))
+        parts = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+    if not parts:
+        raise FileNotFoundError(f"{folder} has no weights (*.safetensors or pytorch_model*.bin).")
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def read_tower_config(
+    original: dict[str, Any], folder: Path, vision_tower: str | Path | PreTrainedConfig | None
+) -> tuple[PreTrainedConfig, str | None]:
+    """The vision tower's config, and where its weights come from if they are not in the checkpoint."""
+    if isinstance(vision_tower, PreTrainedConfig):
+        return vision_tower, None
+    named = vision_tower or original.get("mm_vision_tower")
+    if named is None:
+        raise ValueError(f"{folder / 'config.json'} names no mm_vision_tower; pass vision_tower=FOLDER_OR_HUB_ID.")
+    source = str(folder / named) if (folder / named).is_dir() else str(named)
+    config = AutoConfig.from_pretrained(source)
+    return getattr(config, "vision_config", config), source
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer beside the weights, or ``None``."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        logger.warning("%s has no tokenizer: no processor is built, token id 0 stands for the image.", folder)
+        return None
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def convert_config(
+    original: dict[str, Any], tower_config: PreTrainedConfig, image_token_id: int, tokenizer: Any
+) -> LlavaConfig:
+    """The Hugging Face config that says the same."""
+    text_class = MistralConfig if "Mistral" in "".join(original.get("architectures") or ()) else LlamaConfig
+    ours = {
+        key: value
+        for key, value in original.items()
+        if not key.startswith(("mm_", "image_", "_")) and key not in ("model_type", "architectures")
+    }
+    if tokenizer is not None:
+        ours["vocab_size"] = max(original["vocab_size"], len(tokenizer))
+        ours["pad_token_id"] = tokenizer.pad_token_id
+    return LlavaConfig(
+        vision_config=tower_config,
+        text_config=text_class(**ours),
+        image_token_id=image_token_id,
+        projector_hidden_act="gelu",
+        vision_feature_layer=original.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy=SELECT_STRATEGIES[original.get("mm_vision_select_feature", "patch")],
+        image_seq_length=(tower_config.image_size // tower_config.patch_size) ** 2,
+        tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
+    )
+
+
+def convert_weights(weights: dict[str, Tensor], tower_source: str | None, config: LlavaConfig) -> dict[str, Tensor]:
+    """The weights under their Hugging Face names, the vocabulary extended where the config says so."""
+    tower = {
+        name.removeprefix(TOWER_PREFIX).removeprefix("vision_model."): tensor
+        for name, tensor in weights.items()
+        if name.startswith(TOWER_PREFIX)
+    }
+    if not tower:
+        if tower_source is None:
+            raise ValueError(
+                "The checkpoint has no vision-tower weights; pass vision_tower=FOLDER_OR_HUB_ID that has them."
+            )
+        pretrained = AutoModel.from_pretrained(tower_source, config=config.vision_config)
+        tower = {name.removeprefix("vision_model."): tensor for name, tensor in pretrained.state_dict().items()}
+    state = {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
+    for name, tensor in weights.items():
+        if not name.startswith("model.vision_tower."):
+            old, new = next(((old, new) for old, new in RENAMES.items() if name.startswith(old)), (None, None))
+            if old is not None and new is not None:
+                state[new + name.removeprefix(old)] = tensor
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        missing = config.text_config.vocab_size - len(state[name]) if name in state else 0
+        if missing > 0:
+            mean = state[name].float().mean(dim=0, keepdim=True).to(state[name].dtype)
+            state[name] = torch.cat([state[name], mean.expand(missing, -1)])
+    return {name: tensor for name, tensor in state.items() if not name.endswith(("position_ids", "inv_freq"))}
+
+
+def build_model(config: LlavaConfig, state: dict[str, Tensor]) -> LlavaForConditionalGeneration:
+    """The model with these weights, in their dtype, in evaluation mode.
+
+    Raises:
+        ValueError: weights are missing or left over; names them.
+    """
+    dtype = state["model.language_model.norm.weight"].dtype
+    model = LlavaForConditionalGeneration(config).to(dtype)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if set(missing) - tied or unexpected:
+        raise ValueError(
+            f"The checkpoint's weights do not fit its config. Missing: {sorted(set(missing) - tied)[:5]}, left over: "
+            f"{sorted(unexpected)[:5]}."
+        )
+    model.tie_weights()
+    return model.eval()
+
+
+def build_processor(original: dict[str, Any], config: LlavaConfig, tokenizer: Any) -> LlavaProcessor:
+    """The processor that prepares pictures and prompts as the original code does."""
+    size = config.vision_config.image_size
+    if original.get("image_aspect_ratio") == "pad":
+        image_processor: Any = LlavaImageProcessor(
+            do_pad=True, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
+    else:
+        image_processor = CLIPImageProcessor(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -1,0 +1,94 @@
+"""FLOPs, counted analytically; one multiply-add is two FLOPs, as in ``torch.utils.flop_counter``.
+
+* linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
+* attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
+* patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
+
+Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
+not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .models.base import ModelParts
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one sample's vision tower, projector and language-model prefill."""
+
+    tower: int
+    projector: int
+    prefill: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return self.tower + self.projector + self.prefill
+
+
+def linear_flops(module: nn.Module) -> int:
+    """FLOPs for one token through every ``nn.Linear`` in ``module``."""
+    return sum(2 * part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """The numbers that the formulas need, taken from one model."""
+
+    patch_embedding: int
+    tower_prefix: int
+    tower_layers: int
+    tower_linear: int
+    tower_width: int
+    projector_linear: int
+    decoder_layers: int
+    decoder_linear: int
+    decoder_width: int
+
+    @classmethod
+    def of(cls, parts: ModelParts) -> ModelCosts:
+        """Read the costs off a model's modules and configs."""
+        tower: Any = parts.tower.config
+        text: Any = parts.language_model.config
+        heads = text.num_attention_heads
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return cls(
+            patch_embedding=2 * tower.num_channels * parts.tower.patch_size**2 * tower.hidden_size,
+            tower_prefix=parts.tower.prefix,
+            tower_layers=len(parts.tower.layers),
+            tower_linear=linear_flops(parts.tower.layers[0]),
+            tower_width=tower.hidden_size,
+            projector_linear=linear_flops(parts.projector),
+            decoder_layers=len(parts.decoder_layers),
+            decoder_linear=linear_flops(parts.decoder_layers[0]),
+            decoder_width=heads * head_size,
+        )
+
+    def tower(self, patches: int, tokens_into_layer: Sequence[int]) -> int:
+        """One image through the tower's layers, given how many tokens enter each layer that runs."""
+        layers = (layer_flops(tokens, self.tower_linear, self.tower_width) for tokens in tokens_into_layer)
+        return patches * self.patch_embedding + sum(layers)
+
+    def uncut_tower(self, patches: int) -> int:
+        """One image through every layer of the uncut tower."""
+        return self.tower(patches, [self.tower_prefix + patches] * self.tower_layers)
+
+    def projector(self, tokens: int) -> int:
+        """``tokens`` visual tokens through the projector."""
+        return tokens * self.projector_linear
+
+    def prefill(self, tokens: int) -> int:
+        """A prompt of ``tokens`` tokens through all decoder layers."""
+        return self.decoder_layers * layer_flops(tokens, self.decoder_linear, self.decoder_width)
+
+
+def layer_flops(tokens: int, linear: int, width: int) -> int:
+    """One transformer layer on ``tokens`` tokens."""
+    return tokens * linear + 4 * tokens * tokens * width

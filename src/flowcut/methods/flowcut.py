@@ -1,0 +1,116 @@
+"""FlowCut: cut by information flow while the image is being encoded (NeurIPS 2025, arXiv 2505.19536)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import flow, schedule
+from ..errors import NonFiniteError
+from ..selection import gather_tokens, top_in_order
+from .base import LayerView, Method, Selection, TowerPass, VisionPolicy
+
+
+@dataclass(frozen=True)
+class FlowCut(Method):
+    """FlowCut's hyper-parameters; the defaults are the paper's.
+
+    Attributes:
+        history: weight of the past in the cumulative importance (paper, Table 10: 0.5).
+        cut_every: cut every so many layers, counted back from the last cut (paper, Table 11: 2).
+        scale_semantic: divide ``v_g . v_j`` by sqrt(D), as the paper's pseudocode does; the released LLaVA code
+            does not, and neither does the default.
+        couple_batch: one cut count for the whole batch, the maximum over its images, as in the released code.
+            By default every image follows its own schedule, so a batch gives exactly what single runs give.
+    """
+
+    name: ClassVar[str] = "flowcut"
+    summary: ClassVar[str] = "information flow to the global token, cut in every second vision layer"
+
+    history: float = 0.5
+    cut_every: int = 2
+    scale_semantic: bool = False
+    couple_batch: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.history < 1.0:
+            raise ValueError(f"history must lie in [0, 1) (0 looks at the current layer only), got {self.history!r}.")
+        if not isinstance(self.cut_every, int) or isinstance(self.cut_every, bool) or self.cut_every < 1:
+            raise ValueError(f"cut_every must be an int of at least 1 (layers between cuts), got {self.cut_every!r}.")
+
+    @classmethod
+    def as_released(cls, target_num: int) -> FlowCut:
+        """The settings under which the authors' released code is reproduced, number for number.
+
+        Args:
+            target_num: visual tokens per image.
+        """
+        return cls(target_num=target_num, couple_batch=True, scale_semantic=False, positions="compact")
+
+    def vision_policy(self, tower: TowerPass) -> VisionPolicy:
+        return FlowCutPolicy(self, tower)
+
+
+class FlowCutPolicy(VisionPolicy):
+    """Scores every layer and cuts by schedule, each image for itself."""
+
+    def __init__(self, method: FlowCut, tower: TowerPass) -> None:
+        self.method = method
+        self.feature_layer = tower.feature_layer
+        self.targets = tower.targets
+        self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
+        self.importance: Tensor | None = None
+        self.relation: Tensor | None = None
+        self.valid: Tensor | None = None
+        self._finite: list[tuple[int, Tensor]] = []
+
+    def observe(self, view: LayerView) -> None:
+        if self.counts == self.targets:
+            return
+        self.valid = None if view.valid is None else view.valid[:, view.prefix :]
+        scale = view.scaling if self.method.scale_semantic else 1.0
+        relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
+        semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
+        self.relation = flow.share(relation, self.valid)
+        current = flow.score(
+            self.relation, flow.share(semantic, self.valid), flow.density(view.value, view.prefix)
+        )
+        self.importance = flow.accumulate(self.importance, current, self.method.history)
+        self._finite.append((view.layer, torch.isfinite(current).all()))
+
+    def select(self, layer: int) -> Selection | None:
+        if self.counts == self.targets:
+            return None
+        if not schedule.cuts_after(layer, self.feature_layer, self.method.cut_every):
+            return None
+        assert self.importance is not None and self.relation is not None
+        counts = self._counts_after(layer, self.relation)
+        if counts == self.counts:
+            return None
+        index = top_in_order(self.importance, counts, self.valid)
+        self.importance = gather_tokens(self.importance, index)
+        self.counts = counts
+        return Selection(index, counts)
+
+    def _counts_after(self, layer: int, relation: Tensor) -> tuple[int, ...]:
+        """Patches left after this cut; the one place per cut where the host waits for the device."""
+        alive = torch.tensor(self.counts, device=relation.device)
+        targets = torch.tensor(self.targets, device=relation.device)
+        remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
+        cut = schedule.cut_count(schedule.entropy_ratio(relation, alive), alive, targets, remaining)
+        if self.method.couple_batch:
+            cut = torch.minimum(cut.max(), alive - targets)
+        flags = torch.stack([flag for _, flag in self._finite]).long()
+        values: list[int] = torch.cat([flags, alive - cut]).tolist()
+        for (observed, _), is_finite in zip(self._finite, values, strict=False):
+            if not is_finite:
+                raise NonFiniteError(
+                    f"Vision layer {observed} produced NaN or infinite attention inputs, so its tokens cannot be "
+                    "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
+                )
+        self._finite.clear()
+        return tuple(values[len(flags) :])

@@ -1,0 +1,101 @@
+"""Where a model family keeps its parts. Model files know nothing of methods or of the cutting."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """A vision encoder.
+
+    Attributes:
+        module: called with ``pixel_values``; returns an output with ``hidden_states``.
+        layers: its transformer layers, in order.
+        attentions: the attention module of each layer (it looks up its implementation in its ``config``).
+        prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
+        patch_size: pixels along one side of a patch.
+    """
+
+    module: nn.Module
+    layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
+    prefix: int
+    patch_size: int
+
+    @property
+    def config(self) -> Any:
+        """The tower's config."""
+        return self.module.config
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """One model, taken apart.
+
+    Attributes:
+        family: the name of its family.
+        top: the module with ``generate`` and the loss; the same as ``base`` for a model without a head.
+        base: the module whose ``forward`` joins image features and text (``LlavaModel`` and the like).
+        tower: the vision tower.
+        projector: maps tower features into the language model.
+        language_model: the decoder, without its head.
+        decoder_layers: the decoder's layers, in order.
+        placeholders: token id that stands for one visual token in ``input_ids``, by modality (``"image"``).
+    """
+
+    family: str
+    top: nn.Module
+    base: nn.Module
+    tower: VisionTower
+    projector: nn.Module
+    language_model: nn.Module
+    decoder_layers: tuple[nn.Module, ...]
+    placeholders: dict[str, int]
+
+
+@dataclass(frozen=True)
+class FeatureChoice:
+    """Which of the tower's tokens and layers the model reads.
+
+    Attributes:
+        layers: positive indices into ``hidden_states`` (0 is the embedding output).
+        visible_prefix: how many of the tower's prefix tokens go on to the language model.
+    """
+
+    layers: tuple[int, ...]
+    visible_prefix: int
+
+
+class ModelFamily(ABC):
+    """A model family: recognises its base class and knows its parts."""
+
+    name: ClassVar[str]
+    class_name: ClassVar[str]
+    hub_ids: ClassVar[Sequence[str]]
+    towers: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def is_base(self, module: nn.Module) -> bool:
+        """Whether ``module`` is the family's base module."""
+
+    @abstractmethod
+    def parts(self, base: nn.Module, top: nn.Module) -> ModelParts:
+        """Take the model apart.
+
+        Raises:
+            UnsupportedModelError: a part (such as the vision tower) is of an unknown kind.
+        """
+
+    @abstractmethod
+    def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
+        """What the model reads from its tower, given the keyword arguments of this call.
+
+        Raises:
+            UnsupportedModelError: the choice leaves the method no room, or contradicts the tower.
+        """

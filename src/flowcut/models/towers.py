@@ -1,0 +1,52 @@
+"""The vision towers by ``model_type``: where their layers and attention modules are, and their prefix tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from .base import VisionTower
+
+
+@dataclass(frozen=True)
+class TowerLayout:
+    """Names inside a tower: its list of layers, the attention module of a layer, and its prefix tokens."""
+
+    layers: str
+    attention: str
+    cls_tokens: int
+
+
+LAYOUTS: dict[str, TowerLayout] = {
+    "clip_vision_model": TowerLayout("encoder.layers", "self_attn", 1),
+    "dinov2": TowerLayout("encoder.layer", "attention", 1),
+    "dinov2_with_registers": TowerLayout("encoder.layer", "attention", 1),
+    "vit": TowerLayout("layers", "attention", 1),
+    "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", 0),
+}
+
+
+def find_tower(module: nn.Module) -> VisionTower:
+    """Take a vision tower apart.
+
+    Raises:
+        UnsupportedModelError: its ``model_type`` has no layout here.
+    """
+    config: Any = module.config
+    layout = LAYOUTS.get(config.model_type)
+    if layout is None:
+        raise UnsupportedModelError(
+            f"The vision tower {type(module).__name__} (model_type {config.model_type!r}) is not known; "
+            f"known towers: {', '.join(LAYOUTS)}. models/towers.py takes a new one in one line."
+        )
+    layers = tuple(module.get_submodule(layout.layers).children())
+    return VisionTower(
+        module=module,
+        layers=layers,
+        attentions=tuple(layer.get_submodule(layout.attention) for layer in layers),
+        prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
+        patch_size=config.patch_size,
+    )

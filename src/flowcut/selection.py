@@ -1,0 +1,58 @@
+"""Choosing tokens and keeping track of them. Pure functions; batches may be ragged.
+
+A ragged choice is a pair: ``index`` ``[B, K]`` (positions among the tokens at hand, ascending; rows with
+fewer than K real entries are filled up with 0) and ``counts``, the real entries of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def top_in_order(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None) -> Tensor:
+    """The ``counts[b]`` best tokens of every row, in their original order.
+
+    Args:
+        scores: ``[B, N]``, finite at valid tokens.
+        counts: how many tokens each row keeps.
+        valid: ``[B, N]``; padding is never chosen.
+
+    Returns:
+        ``[B, max(counts)]``, int64, ascending, filled up with 0 where a row keeps fewer.
+    """
+    width = max(counts)
+    if valid is not None:
+        scores = scores.masked_fill(~valid, float("-inf"))
+    best = scores.topk(width, dim=-1).indices
+    if min(counts) == width:
+        return best.sort(dim=-1).values
+    real = counts_mask(counts, width, scores.device)
+    beyond = scores.shape[-1]
+    ordered = best.masked_fill(~real, beyond).sort(dim=-1).values
+    return ordered.masked_fill(~real, 0)
+
+
+def counts_mask(counts: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:
+    """``[B, width]``, true in the first ``counts[b]`` columns of row b."""
+    lengths = torch.tensor(list(counts), device=device)
+    return torch.arange(width, device=device)[None, :] < lengths[:, None]
+
+
+def gather_tokens(states: Tensor, index: Tensor) -> Tensor:
+    """``states[b, index[b]]`` for ``states`` ``[B, S, ...]`` and ``index`` ``[B, K]``: ``[B, K, ...]``."""
+    expanded = index.reshape(*index.shape, *[1] * (states.dim() - 2)).expand(*index.shape, *states.shape[2:])
+    return states.gather(1, expanded)
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Index maps in sequence: ``inner`` chooses among the tokens that ``outer`` chose. ``[B, K]``."""
+    return outer.gather(1, inner)
+
+
+def with_prefix(index: Tensor, prefix: int) -> Tensor:
+    """Patch positions ``[B, K]`` as token positions behind ``prefix`` leading tokens that all stay."""
+    leading = torch.arange(prefix, device=index.device).expand(index.shape[0], prefix)
+    return torch.cat([leading, index + prefix], dim=1)

@@ -1,0 +1,143 @@
+"""Seeing q, k and v of an attention layer, on one model instance, whatever implementation computes it.
+
+Attention modules of transformers look their implementation up by the name in their ``config``. Here a wrapper
+is registered under a name of our own (it contains the wrapped name, so that tests for ``"flash"`` keep
+working), and the observed modules, and only they, get a copy of their config that carries that name. The copy
+and the registry entry disappear when the last observation ends.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..errors import UnsupportedModelError
+
+PASS_KEYWORD = "flowcut_pass"
+PREFIX = "flowcut_"
+SEAT = "_flowcut_seat"
+
+_users: Counter[str] = Counter()
+_registry_lock = threading.Lock()
+
+
+class ObservedPass(Protocol):
+    """State of one forward pass; it travels as a keyword argument through the observed layers."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
+        """Look at one layer's q, k, v (``[B, H, S, D]``) and return the mask its attention must use."""
+
+
+def observable_implementations() -> list[str]:
+    """Names of the attention implementations whose layers can be observed."""
+    known = (name for name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith(PREFIX))
+    return sorted({"eager", *known})
+
+
+def observed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The registered wrapper: shows q, k, v to the pass at work, then calls the configured implementation."""
+    seat: Seat = module.__dict__[SEAT]
+    current: ObservedPass | None = kwargs.pop(PASS_KEYWORD, None)
+    if current is not None:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        attention_mask = current.attend(seat.layer, query, key, value, scaling, attention_mask)
+    return seat.implementation(module, query, key, value, attention_mask, **kwargs)
+
+
+class Seat:
+    """What an observed attention module carries: its layer index and the implementation behind the wrapper."""
+
+    def __init__(self, layer: int, implementation: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
+        self.layer = layer
+        self.implementation = implementation
+
+
+class Observation:
+    """Watches the attention modules of one tower until :meth:`close`.
+
+    Args:
+        modules: attention modules, one per layer, in order; each has a ``config``.
+
+    Raises:
+        UnsupportedModelError: their attention implementation cannot be observed; nothing was changed.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = list(modules)
+        self.configs: list[Any] = [module.config for module in modules]
+        self.name = ""
+        self._open()
+
+    @property
+    def config(self) -> Any:
+        """The tower's own config, as it was found."""
+        return self.configs[0]
+
+    def refresh(self) -> None:
+        """Follow a change of implementation made by ``set_attn_implementation`` while attached."""
+        if (self.config._attn_implementation or "eager") != self.name:
+            self.close()
+            self._open()
+
+    def close(self) -> None:
+        """Give every module its own config back and drop the registry entry if nobody else uses it."""
+        for module, config in zip(self.modules, self.configs, strict=True):
+            module.config = config
+            module.__dict__.pop(SEAT, None)
+        with _registry_lock:
+            _users[self.name] -= 1
+            if not _users[self.name]:
+                del _users[self.name], ALL_ATTENTION_FUNCTIONS[PREFIX + self.name]
+
+    def _open(self) -> None:
+        name = self.config._attn_implementation or "eager"
+        functions = [implementation_of(module, name) for module in self.modules]
+        self.name = name
+        self._register()
+        for layer, (module, config) in enumerate(zip(self.modules, self.configs, strict=True)):
+            observed = copy.copy(config)
+            observed._attn_implementation_internal = PREFIX + name
+            module.config = observed
+            module.__dict__[SEAT] = Seat(layer, functions[layer])
+
+    def _register(self) -> None:
+        with _registry_lock:
+            _users[self.name] += 1
+            ALL_ATTENTION_FUNCTIONS[PREFIX + self.name] = observed_attention
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A deep copy or an unpickled model is one more user of the registry entry."""
+        self.__dict__.update(state)
+        self._register()
+
+
+def implementation_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function that computes ``module``'s attention under the implementation ``name``.
+
+    Raises:
+        UnsupportedModelError: ``name`` cannot be observed.
+    """
+    function: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    if name == "eager":
+        function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    elif name in observable_implementations():
+        function = ALL_ATTENTION_FUNCTIONS.get(name)
+    if function is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} computes its attention with {name!r}, which cannot be observed. Load the model "
+            f"with attn_implementation set to one of: {', '.join(observable_implementations())}."
+        )
+    return function
+
+
+__all__ = ["PASS_KEYWORD", "Observation", "ObservedPass", "observable_implementations"]

@@ -1,0 +1,38 @@
+"""Replacing a method on one instance, and putting things back exactly as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, update_wrapper
+from typing import Any
+
+_ABSENT: Any = object()
+
+
+class Override:
+    """Shadows ``instance.name`` with ``function(original, *args, **kwargs)`` until :meth:`close`.
+
+    Args:
+        instance: the object; its class is not touched.
+        name: the method or attribute to shadow.
+        function: called with the original in front of the caller's arguments.
+        slot: the instance attribute that holds the value, where it differs from ``name`` (properties).
+    """
+
+    def __init__(self, instance: Any, name: str, function: Callable[..., Any], slot: str | None = None) -> None:
+        self.instance = instance
+        self.slot = slot or name
+        self.before = vars(instance).get(self.slot, _ABSENT)
+        original = getattr(instance, name)
+        self.replacement = update_wrapper(partial(function, original), original)
+        vars(instance)[self.slot] = self.replacement
+
+    def close(self) -> None:
+        """Restore what was there; something laid over it later (an accelerate hook) is left in place."""
+        attributes = vars(self.instance)
+        if attributes.get(self.slot) is not self.replacement:
+            return
+        if self.before is _ABSENT:
+            del attributes[self.slot]
+        else:
+            attributes[self.slot] = self.before

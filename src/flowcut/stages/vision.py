@@ -1,0 +1,243 @@
+"""The cut inside the vision tower: watch every layer's attention, drop patches after some of them.
+
+The state of a pass travels with the data, as a keyword argument through the tower's layers. So passes in
+several threads never meet, an exception leaves nothing behind, and a layer that gradient checkpointing runs
+again in the backward pass repeats its cut instead of deciding anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+
+from ..errors import FlowCutError, NotAppliedError
+from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from ..models.base import FeatureChoice, ModelFamily, ModelParts, VisionTower
+from ..selection import compose, counts_mask, gather_tokens, with_prefix
+from ..trace import ImageTrace
+from .attention import PASS_KEYWORD, Observation
+from .overrides import Override
+
+TRACES = "flowcut_images"
+"""Attribute of a tower's output that holds the traces of its images."""
+
+call_options: ContextVar[dict[str, Any]] = ContextVar("flowcut_call_options", default={})  # noqa: B039
+"""Arguments of the ``get_image_features`` call at work; read only."""
+
+
+class VisionPass:
+    """One batch of images on its way through the tower."""
+
+    def __init__(
+        self, tower: VisionTower, choice: FeatureChoice, pixel_values: Tensor, method: Method
+    ) -> None:
+        self.tower = tower
+        self.choice = choice
+        self.last_layer = max(choice.layers)
+        self.grid = (pixel_values.shape[-2] // tower.patch_size, pixel_values.shape[-1] // tower.patch_size)
+        self.images = pixel_values.shape[0]
+        patches = self.grid[0] * self.grid[1]
+        target = target_patches(method, patches, choice)
+        self.policy: VisionPolicy | None = None
+        if target < patches:
+            targets = (target,) * self.images
+            self.policy = method.vision_policy(TowerPass(patches, targets, self.last_layer, pixel_values.device))
+        self.target = target
+        self.counts: tuple[int, ...] = (patches,) * self.images
+        self.alive: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.mask: Any = None
+        self.selections: dict[int, Selection | None] = {}
+        self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+        self.tokens_after_layer: list[tuple[int, ...]] = []
+        self.masks_seen: dict[int, Any] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
+        """Show a layer's q, k, v to the policy; returns the mask that hides the padding of a ragged batch."""
+        if layer in self.masks_seen:
+            return self.masks_seen[layer]
+        if self.mask is not None or self.alive is not None:
+            if mask is not None:
+                raise FlowCutError(
+                    "The vision tower was called with an attention mask of its own, which does not fit the tokens "
+                    "that are left after a cut. Call it without one."
+                )
+            mask = self.mask
+        self.masks_seen[layer] = mask
+        if self.policy is not None:
+            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+                view = LayerView(layer, query, key, value, scaling, self.tower.prefix, self.valid)
+                self.policy.observe(view)
+        return mask
+
+    def cut(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states ``[B, S, width]`` that go on after ``layer``."""
+        if layer not in self.selections:
+            self._decide(layer, hidden)
+        selection = self.selections[layer]
+        if selection is None:
+            return hidden
+        return gather_tokens(hidden, with_prefix(selection.index, self.tower.prefix).to(hidden.device))
+
+    def _decide(self, layer: int, hidden: Tensor) -> None:
+        if self.policy is not None and layer not in self.masks_seen:
+            raise NotAppliedError(
+                f"Vision layer {layer} ran without its attention being seen: its forward was replaced, or its "
+                "attention no longer goes through transformers' attention interface. Attach after such changes."
+            )
+        with torch.no_grad():
+            selection = None if self.policy is None else self.policy.select(layer)
+        self.selections[layer] = selection
+        if selection is not None:
+            self.counts = selection.counts
+            index = selection.index
+            self.alive = index if self.alive is None else compose(self.alive.to(index.device), index)
+            self.kept_after_layer[layer] = (self.alive, self.counts)
+            self._update_mask(hidden, index)
+        self.tokens_after_layer.append(tuple(self.tower.prefix + count for count in self.counts))
+
+    def _update_mask(self, hidden: Tensor, index: Tensor) -> None:
+        width = index.shape[1]
+        if min(self.counts) == width:
+            self.valid, self.mask = None, None
+            return
+        prefix = self.tower.prefix
+        self.valid = counts_mask([prefix + count for count in self.counts], prefix + width, hidden.device)
+        self.mask = create_bidirectional_mask(
+            config=self.tower.config, inputs_embeds=hidden[:, : prefix + width], attention_mask=self.valid.long()
+        )
+
+    def aligned(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden state number ``layer`` (0 is the embedding output) reduced to the tokens kept at the end."""
+        for cut_layer in sorted(self.kept_after_layer):
+            selection = self.selections[cut_layer]
+            if cut_layer >= layer and selection is not None:
+                hidden = gather_tokens(hidden, with_prefix(selection.index, self.tower.prefix).to(hidden.device))
+        return hidden
+
+    def traces(self) -> list[ImageTrace]:
+        """What happened to every image.
+
+        Raises:
+            NotAppliedError: layers were skipped, or an image still has more tokens than its budget.
+        """
+        if len(self.tokens_after_layer) < self.last_layer or any(count != self.target for count in self.counts):
+            raise NotAppliedError(
+                f"The vision tower ended with {self.counts} patches per image instead of {self.target}: "
+                f"{len(self.tokens_after_layer)} of {self.last_layer} layers passed through the method. Its forward "
+                "was replaced or wrapped after attaching; detach, make the change, then attach."
+            )
+        unrun = len(self.tower.layers) - len(self.tokens_after_layer)
+        counts = [*self.tokens_after_layer, *[self.tokens_after_layer[-1]] * unrun]
+        everything = torch.arange(self.grid[0] * self.grid[1])
+        return [
+            ImageTrace(
+                kept=everything if self.alive is None else self.alive[image],
+                grid=self.grid,
+                tokens_after_layer=[after[image] for after in counts],
+                layers_run=self.last_layer,
+                kept_after_layer={
+                    layer: kept[image, : counted[image]] for layer, (kept, counted) in self.kept_after_layer.items()
+                },
+                visible_prefix=self.choice.visible_prefix,
+            )
+            for image in range(self.images)
+        ]
+
+
+def target_patches(method: Method, patches: int, choice: FeatureChoice) -> int:
+    """How many patches leave the tower, so that with its visible prefix tokens the budget is met.
+
+    Raises:
+        ValueError: the budget does not even cover the prefix tokens and one patch.
+    """
+    tokens = method.tokens_to_keep(patches + choice.visible_prefix)
+    if tokens <= choice.visible_prefix:
+        raise ValueError(
+            f"A budget of {tokens} visual token(s) leaves no patch: the model also reads {choice.visible_prefix} prefix "
+            f"token(s) of the tower (vision_feature_select_strategy='full'). Give at least {choice.visible_prefix + 1}."
+        )
+    return tokens - choice.visible_prefix
+
+
+class VisionStage:
+    """Keeps a method attached to a vision tower until :meth:`close`."""
+
+    def __init__(self, family: ModelFamily, parts: ModelParts, method: Method) -> None:
+        self.family = family
+        self.parts = parts
+        self.method = method
+        tower = parts.tower
+        self.observation = Observation(tower.attentions)
+        self.handles = [
+            tower.module.register_forward_pre_hook(self._enter, with_kwargs=True),
+            tower.module.register_forward_hook(self._leave, with_kwargs=True),
+        ]
+        for index, layer in enumerate(tower.layers):
+            # In front of transformers' own recorders of hidden states, which would otherwise keep the uncut ones.
+            self.handles.append(
+                layer.register_forward_hook(partial(self._after_layer, index), prepend=True, with_kwargs=True)
+            )
+        self.overrides = [Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)]
+        self.overrides.append(Override(parts.base, "get_image_features", with_call_options))
+
+    def close(self) -> None:
+        """Take every hook and override off again."""
+        for handle in self.handles:
+            handle.remove()
+        for override in reversed(self.overrides):
+            override.close()
+        self.observation.close()
+
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.observation.refresh()
+        pixel_values = args[0] if args else kwargs["pixel_values"]
+        choice = self.family.feature_choice(self.parts, call_options.get())
+        return args, {**kwargs, PASS_KEYWORD: VisionPass(self.parts.tower, choice, pixel_values, self.method)}
+
+    def _after_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        current: VisionPass | None = kwargs.get(PASS_KEYWORD)
+        if current is None or index >= current.last_layer:
+            return None
+        return current.cut(index, output)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        current: VisionPass = kwargs[PASS_KEYWORD]
+        traces = current.traces()
+        states = output.hidden_states
+        if states is not None:
+            output.hidden_states = tuple(
+                current.aligned(layer, state) if state is not None and layer in current.choice.layers else state
+                for layer, state in enumerate(states)
+            )
+        setattr(output, TRACES, traces)
+        return output
+
+
+def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A vision layer's forward: layers behind the feature layer hand their input on."""
+    current: VisionPass | None = kwargs.get(PASS_KEYWORD)
+    if current is not None and index >= current.last_layer:
+        return hidden_states
+    return original(hidden_states, *args, **kwargs)
+
+
+def with_call_options(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``get_image_features`` with its arguments at hand for the tower's hooks."""
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    token = call_options.set({**bound.arguments, **bound.kwargs})
+    try:
+        return original(*args, **kwargs)
+    finally:
+        call_options.reset(token)
