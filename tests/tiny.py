@@ -111,3 +111,8 @@ def batch(prompts: list[list[int]], side: str = "left") -> dict[str, Tensor]:
         rows.append(padding + tokens if side == "left" else tokens + padding)
         masks.append(zeros + ones if side == "left" else ones + zeros)
     return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+
+
+def placeholders_of(model: LlavaForConditionalGeneration) -> int:
+    """Visual tokens of one uncut image: the patches, and the registers of towers that have them."""
+    return PATCHES + getattr(model.config.vision_config, "num_register_tokens", 0)

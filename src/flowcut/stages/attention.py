@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -36,6 +38,9 @@ class ObservedPass(Protocol):
         """Look at one layer's q, k, v (``[B, H, S, D]``) and return the mask its attention must use."""
 
 
+_current_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_current_pass", default=None)
+
+
 def observable_implementations() -> list[str]:
     """Names of the attention implementations whose layers can be observed."""
     known = (name for name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith(PREFIX))
@@ -47,11 +52,21 @@ def observed_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The registered wrapper: shows q, k, v to the pass at work, then calls the configured implementation."""
     seat: Seat = module.__dict__[SEAT]
-    current: ObservedPass | None = kwargs.pop(PASS_KEYWORD, None)
+    current = _current_pass.get()
     if current is not None:
+        _current_pass.set(None)
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         attention_mask = current.attend(seat.layer, query, key, value, scaling, attention_mask)
     return seat.implementation(module, query, key, value, attention_mask, **kwargs)
+
+
+def hand_over_pass(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pre-hook of an observed attention module: takes the pass out of its keyword arguments, for the wrapper."""
+    kwargs = dict(kwargs)
+    _current_pass.set(kwargs.pop(PASS_KEYWORD, None))
+    return args, kwargs
 
 
 class Seat:
@@ -94,31 +109,45 @@ class Observation:
         for module, config in zip(self.modules, self.configs, strict=True):
             module.config = config
             module.__dict__.pop(SEAT, None)
-        with _registry_lock:
-            _users[self.name] -= 1
-            if not _users[self.name]:
-                del _users[self.name], ALL_ATTENTION_FUNCTIONS[PREFIX + self.name]
+        for hook in self.hooks:
+            hook.remove()
+        self._release()
 
     def _open(self) -> None:
         name = self.config._attn_implementation or "eager"
         functions = [implementation_of(module, name) for module in self.modules]
         self.name = name
-        self._register()
+        self._release = register(self, name)
         for layer, (module, config) in enumerate(zip(self.modules, self.configs, strict=True)):
             observed = copy.copy(config)
             observed._attn_implementation_internal = PREFIX + name
             module.config = observed
             module.__dict__[SEAT] = Seat(layer, functions[layer])
+        self.hooks = [module.register_forward_pre_hook(hand_over_pass, with_kwargs=True) for module in self.modules]
 
-    def _register(self) -> None:
-        with _registry_lock:
-            _users[self.name] += 1
-            ALL_ATTENTION_FUNCTIONS[PREFIX + self.name] = observed_attention
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_release"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A deep copy or an unpickled model is one more user of the registry entry."""
         self.__dict__.update(state)
-        self._register()
+        self._release = register(self, self.name)
+
+
+def register(user: Observation, name: str) -> Callable[[], Any]:
+    """Register the wrapper of ``name`` for one more user, until the result is called or the user is gone."""
+    with _registry_lock:
+        _users[name] += 1
+        ALL_ATTENTION_FUNCTIONS[PREFIX + name] = observed_attention
+    return weakref.finalize(user, unregister, name)
+
+
+def unregister(name: str) -> None:
+    """One user less of the wrapper of ``name``; the last one takes its registry entry along."""
+    with _registry_lock:
+        _users[name] -= 1
+        if not _users[name]:
+            del _users[name], ALL_ATTENTION_FUNCTIONS[PREFIX + name]
 
 
 def implementation_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

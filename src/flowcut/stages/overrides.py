@@ -6,9 +6,6 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Any
 
-_ABSENT: Any = object()
-
-
 class Override:
     """Shadows ``instance.name`` with ``function(original, *args, **kwargs)`` until :meth:`close`.
 
@@ -22,8 +19,9 @@ class Override:
     def __init__(self, instance: Any, name: str, function: Callable[..., Any], slot: str | None = None) -> None:
         self.instance = instance
         self.slot = slot or name
-        self.before = vars(instance).get(self.slot, _ABSENT)
+        self.had_own = self.slot in vars(instance)
         original = getattr(instance, name)
+        self.before = vars(instance).get(self.slot)
         self.replacement = update_wrapper(partial(function, original), original)
         vars(instance)[self.slot] = self.replacement
 
@@ -32,7 +30,7 @@ class Override:
         attributes = vars(self.instance)
         if attributes.get(self.slot) is not self.replacement:
             return
-        if self.before is _ABSENT:
-            del attributes[self.slot]
-        else:
+        if self.had_own:
             attributes[self.slot] = self.before
+        else:
+            del attributes[self.slot]

@@ -68,6 +68,7 @@ class Pending:
 
 
 _pending: ContextVar[Pending | None] = ContextVar("flowcut_pending", default=None)
+_new_columns: ContextVar[int | None] = ContextVar("flowcut_new_columns", default=None)
 
 
 class SequenceStage:
@@ -89,7 +90,7 @@ class SequenceStage:
             self.overrides = [
                 Override(top, "loss_function", self._loss, slot="_loss_function"),
                 Override(top, "_expand_multimodal_outputs", expand_with_traces),
-                Override(top, "_prefill", refuse_chunks),
+                Override(top, "_prefill", prefill),
             ]
 
     def close(self) -> None:
@@ -148,21 +149,19 @@ class SequenceStage:
         if cache is None or state is None:
             return state
         state = state.cropped_to(cache.get_seq_length())
-        mask = self._mask(call)
-        if mask is None:
-            return state
-        columns = self._columns(call)
-        new = mask.shape[1] - state.uncut_length
-        if not 0 < new <= columns:
+        new = _new_columns.get()
+        if new is not None:
+            for name in ("input_ids", "inputs_embeds"):
+                if call.get(name) is not None:
+                    call[name] = call[name][:, -new:]
+            if call.get("position_ids") is not None:
+                call["position_ids"] = call["position_ids"][..., -new:]
+        mask, columns = self._mask(call), self._columns(call)
+        if mask is not None and mask.shape[1] != state.uncut_length + columns:
             raise FlowCutError(
                 f"The attention mask has {mask.shape[1]} columns, but the cache stands for {state.uncut_length} and "
                 f"{columns} more were given. Pass the mask of the whole uncut sequence, cached part included."
             )
-        for name in ("input_ids", "inputs_embeds"):
-            if call.get(name) is not None:
-                call[name] = call[name][:, -new:]
-        if call.get("position_ids") is not None:
-            call["position_ids"] = call["position_ids"][..., -new:]
         return state
 
     @staticmethod
@@ -367,11 +366,26 @@ def expand_with_traces(
     return expanded
 
 
-def refuse_chunks(original: Callable[..., Any], input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """``generate()``'s prefill, refused in chunks: transformers then slices features by placeholder number."""
+def prefill(original: Callable[..., Any], input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+    """``generate()``'s prefill. Continuing on a cache, it slices the prompt by the cache's cut length.
+
+    Raises:
+        FlowCutError: prefill in chunks; transformers then slices features by placeholder number.
+    """
     if generation_config.prefill_chunk_size is not None:
         raise FlowCutError(
             f"prefill_chunk_size={generation_config.prefill_chunk_size} is not supported while a method is attached: "
             "after the cut the prompt is short. Leave prefill_chunk_size at None."
         )
-    return original(input_ids, generation_config, *args, **kwargs)
+    cache = model_kwargs.get("past_key_values")
+    state: CacheState | None = getattr(cache, CACHE_STATE, None)
+    new = None
+    if state is not None:
+        mask = model_kwargs.get("attention_mask")
+        whole = mask.shape[1] if mask is not None else generation_config._mask_length
+        new = whole - state.cropped_to(cache.get_seq_length()).uncut_length
+    token = _new_columns.set(new)
+    try:
+        return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
+    finally:
+        _new_columns.reset(token)

@@ -1,0 +1,14 @@
+"""Settings for the whole suite: quiet threads, a hypothesis profile without deadlines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+settings.register_profile("flowcut", deadline=None, derandomize=True)
+settings.load_profile("flowcut")
