@@ -38,9 +38,7 @@ def build_model(attention: str, attention_std: float, device: str, dtype: torch.
         image_size=336,
         patch_size=14,
     )
-    text = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1
-    )
+    text = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -89,7 +87,11 @@ def main(
                 elapsed = run_once(model, pixels, budget, mean_tokens)
                 if number:
                     seconds[budget].append(elapsed)
-    report(seconds, mean_tokens, f"batch {batch}, {attention}, {dtype}, {device}, {threads} thread(s), {rounds} rounds")
+    report(
+        seconds,
+        mean_tokens,
+        f"batch {batch}, {attention}, {dtype}, {device}, {threads} thread(s), {rounds} rounds",
+    )
     if output is not None:
         rows = [
             {"target_num": budget, "seconds": times, "mean_tokens": mean_tokens[budget]}

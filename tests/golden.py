@@ -46,7 +46,11 @@ def write_checkpoint(name: str, folder: Path) -> tuple[dict[str, Any], CLIPVisio
     weights = FOLDER / meta.get("weights_from", name) / "weights.safetensors"
     tower = CLIPVisionConfig(**meta["config"]["clip"])
     tower.save_pretrained(folder / "tower")
-    config = {**meta["config"]["llava"], "mm_vision_tower": "tower", "architectures": ["LlavaLlamaForCausalLM"]}
+    config = {
+        **meta["config"]["llava"],
+        "mm_vision_tower": "tower",
+        "architectures": ["LlavaLlamaForCausalLM"],
+    }
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(weights, folder / "model.safetensors")
     return meta, tower

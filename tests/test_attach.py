@@ -40,7 +40,10 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("tower", sorted(tiny.TOWERS))
 @torch.no_grad()
 def test_detach_leaves_nothing_behind(tower: str, attention: str) -> None:
-    model, untouched = tiny.tiny_model(tower, attention=attention), tiny.tiny_model(tower, attention=attention)
+    model, untouched = (
+        tiny.tiny_model(tower, attention=attention),
+        tiny.tiny_model(tower, attention=attention),
+    )
     inputs = inputs_for(placeholders=tiny.placeholders_of(model))
     # transformers installs its recorders of hidden states at the first pass, attached or not.
     model.get_image_features(inputs["pixel_values"])

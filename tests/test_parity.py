@@ -48,9 +48,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 def test_released_run(attached: tuple[golden.Case, str, int, Handle]) -> None:
     case, run, batch, handle = attached
     expected = {
-        name.removeprefix(f"{run}."): tensor
-        for name, tensor in case.tensors.items()
-        if name.startswith(f"{run}.")
+        name.removeprefix(f"{run}."): tensor for name, tensor in case.tensors.items() if name.startswith(f"{run}.")
     }
     features: list[Tensor] = []
     hook = case.model.model.multi_modal_projector.register_forward_pre_hook(

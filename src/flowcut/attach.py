@@ -11,6 +11,7 @@ from torch import nn
 from .errors import UnsupportedModelError
 from .methods import FlowCut, Method
 from .models import ModelParts, find_parts
+from .stages.attention import implementation_of
 from .stages.sequence import SequenceStage
 from .stages.vision import VisionStage, target_patches
 from .trace import Trace
@@ -95,6 +96,8 @@ def attach(model: nn.Module, method: Method) -> Handle:
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
     target_patches(method, patches_of(parts), choice)
+    for attention in parts.tower.attentions:
+        implementation_of(attention, parts.tower.config._attn_implementation or "eager")
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()

@@ -17,19 +17,24 @@ TARGET = 9
 
 def generate(model: Any, inputs: dict[str, Any], new_tokens: int = 6, **options: Any) -> list[list[int]]:
     """Only the new tokens, end of sequence ignored."""
-    settings = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
+    settings = {
+        "max_new_tokens": new_tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        **options,
+    }
     output = model.generate(**inputs, **settings)
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def by_hand(model: Any, prompt: list[int], pixels: torch.Tensor, positions: str, new_tokens: int) -> list[int]:
     """Greedy decoding without cache and without ``generate``: the shortened sequence built in the test."""
-    features = model.get_image_features(pixels).pooler_output
-    traces = model.model.__dict__["_flowcut_handle"].trace
-    del traces
+    encoded = model.get_image_features(pixels)
+    features = encoded.pooler_output
     embed = model.get_input_embeddings()
     tokens, columns, kept_positions, image, seen = [], 0, [], -1, 0
-    kept = [trace.kept.tolist() for trace in model.model.get_image_features(pixels).flowcut_images]
+    kept = [trace.kept.tolist() for trace in encoded.flowcut_images]
     for column, token in enumerate(prompt):
         if token == tiny.IMAGE_TOKEN:
             if column == 0 or prompt[column - 1] != tiny.IMAGE_TOKEN:
@@ -47,7 +52,10 @@ def by_hand(model: Any, prompt: list[int], pixels: torch.Tensor, positions: str,
         states = torch.stack(tokens)[None]
         position_ids = torch.tensor([kept_positions if positions == "original" else list(range(len(tokens)))])
         hidden = model.model.language_model(
-            inputs_embeds=states, position_ids=position_ids, attention_mask=torch.ones(states.shape[:2]), use_cache=False
+            inputs_embeds=states,
+            position_ids=position_ids,
+            attention_mask=torch.ones(states.shape[:2]),
+            use_cache=False,
         ).last_hidden_state
         answer.append(int(model.lm_head(hidden[0, -1]).argmax()))
         tokens.append(embed(torch.tensor(answer[-1])))
@@ -143,7 +151,9 @@ def test_two_generations_may_interleave(model: Any) -> None:
     pixels = tiny.pictures(2)
     prompts = [tiny.prompt(1, 5, 1), tiny.prompt(1, 9, 2)]
     attach(model, FlowCut(target_num=TARGET))
-    expected = [generate(model, {**tiny.batch([p]), "pixel_values": pixels[i : i + 1]})[0] for i, p in enumerate(prompts)]
+    expected = [
+        generate(model, {**tiny.batch([p]), "pixel_values": pixels[i : i + 1]})[0] for i, p in enumerate(prompts)
+    ]
     caches = [DynamicCache(config=model.config.text_config) for _ in prompts]
     answers: list[list[int]] = [[], []]
     for step in range(6):

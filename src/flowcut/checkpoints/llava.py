@@ -130,8 +130,8 @@ def check_format(original: dict[str, Any], folder: Path) -> None:
         )
     if original.get("mm_projector_type") != "mlp2x_gelu":
         raise UnsupportedModelError(
-            f"mm_projector_type is {original.get('mm_projector_type')!r}; LlavaForConditionalGeneration has the two-layer "
-            "MLP of LLaVA-1.5, 'mlp2x_gelu', and no other."
+            f"mm_projector_type is {original.get('mm_projector_type')!r}; LlavaForConditionalGeneration has the "
+            "two-layer MLP of LLaVA-1.5, 'mlp2x_gelu', and no other."
         )
     merge = original.get("mm_patch_merge_type", "flat")
     if merge != "flat" or original.get("image_aspect_ratio") == "anyres":
@@ -192,13 +192,14 @@ def convert_config(
     if tokenizer is not None:
         ours["vocab_size"] = max(original["vocab_size"], len(tokenizer))
         ours["pad_token_id"] = tokenizer.pad_token_id
+    strategy: Any = SELECT_STRATEGIES[original.get("mm_vision_select_feature", "patch")]
     return LlavaConfig(
         vision_config=tower_config,
         text_config=text_class(**ours),
-        image_token_id=image_token_id,
+        image_token_index=image_token_id,
         projector_hidden_act="gelu",
         vision_feature_layer=original.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=SELECT_STRATEGIES[original.get("mm_vision_select_feature", "patch")],
+        vision_feature_select_strategy=strategy,
         image_seq_length=(tower_config.image_size // tower_config.patch_size) ** 2,
         tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
     )
@@ -224,8 +225,9 @@ def convert_weights(weights: dict[str, Tensor], tower_source: str | None, config
             old, new = next(((old, new) for old, new in RENAMES.items() if name.startswith(old)), (None, None))
             if old is not None and new is not None:
                 state[new + name.removeprefix(old)] = tensor
+    text: Any = config.text_config
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
-        missing = config.text_config.vocab_size - len(state[name]) if name in state else 0
+        missing = text.vocab_size - len(state[name]) if name in state else 0
         if missing > 0:
             mean = state[name].float().mean(dim=0, keepdim=True).to(state[name].dtype)
             state[name] = torch.cat([state[name], mean.expand(missing, -1)])
@@ -238,34 +240,34 @@ def build_model(config: LlavaConfig, state: dict[str, Tensor]) -> LlavaForCondit
     Raises:
         ValueError: weights are missing or left over; names them.
     """
-    dtype = state["model.language_model.norm.weight"].dtype
-    model = LlavaForConditionalGeneration(config).to(dtype)
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    if set(missing) - tied or unexpected:
-        raise ValueError(
-            f"The checkpoint's weights do not fit its config. Missing: {sorted(set(missing) - tied)[:5]}, left over: "
-            f"{sorted(unexpected)[:5]}."
-        )
-    model.tie_weights()
-    return model.eval()
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=state["model.language_model.norm.weight"].dtype,
+        output_loading_info=True,
+    )
+    model: LlavaForConditionalGeneration = loaded[0].eval()
+    report: dict[str, Any] = loaded[1]
+    if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+        raise ValueError(f"The checkpoint's weights do not fit its config: {report}.")
+    return model
 
 
 def build_processor(original: dict[str, Any], config: LlavaConfig, tokenizer: Any) -> LlavaProcessor:
     """The processor that prepares pictures and prompts as the original code does."""
-    size = config.vision_config.image_size
+    vision: Any = config.vision_config
+    size = vision.image_size
     if original.get("image_aspect_ratio") == "pad":
         image_processor: Any = LlavaImageProcessor(
             do_pad=True, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
         )
     else:
-        image_processor = CLIPImageProcessor(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        )
-    return LlavaProcessor(
+        image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
+        patch_size=vision.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=1,

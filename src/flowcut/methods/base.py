@@ -91,14 +91,10 @@ def check_budget(target_num: object, retain_ratio: object) -> None:
             f"Give exactly one of target_num and retain_ratio, not {given}: target_num=64 keeps 64 visual tokens "
             "of every image, retain_ratio=1/3 a third of them."
         )
-    if target_num is not None and (
-        not isinstance(target_num, int) or isinstance(target_num, bool) or target_num < 1
-    ):
+    if target_num is not None and (not isinstance(target_num, int) or isinstance(target_num, bool) or target_num < 1):
         raise ValueError(f"target_num must be an int of at least 1 (visual tokens per image), got {target_num!r}.")
     if retain_ratio is not None and (
-        not isinstance(retain_ratio, (int, float))
-        or isinstance(retain_ratio, bool)
-        or not 0.0 < retain_ratio <= 1.0
+        not isinstance(retain_ratio, (int, float)) or isinstance(retain_ratio, bool) or not 0.0 < retain_ratio <= 1.0
     ):
         raise ValueError(f"retain_ratio must lie in (0, 1], got {retain_ratio!r}; 1/9 keeps one token in nine.")
 

@@ -76,9 +76,7 @@ class FlowCutPolicy(VisionPolicy):
         relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
         semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
         self.relation = flow.share(relation, self.valid)
-        current = flow.score(
-            self.relation, flow.share(semantic, self.valid), flow.density(view.value, view.prefix)
-        )
+        current = flow.score(self.relation, flow.share(semantic, self.valid), flow.density(view.value, view.prefix))
         self.importance = flow.accumulate(self.importance, current, self.method.history)
         self._finite.append((view.layer, torch.isfinite(current).all()))
 

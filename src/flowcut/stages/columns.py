@@ -65,6 +65,12 @@ def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
     return ColumnCut(index, chosen.gather(1, index), keep.shape[1])
 
 
+def all_columns(keep: Tensor) -> ColumnCut:
+    """The plan for a batch ``[B, L]`` that loses nothing, padding included."""
+    index = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
+    return ColumnCut(index, torch.ones_like(keep), keep.shape[1])
+
+
 def shifted_positions(
     positions: Tensor, cut: ColumnCut, removed_before: Tensor, dropped: Tensor, compact: bool
 ) -> Tensor:

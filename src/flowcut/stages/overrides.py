@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Any
 
+
 class Override:
     """Shadows ``instance.name`` with ``function(original, *args, **kwargs)`` until :meth:`close`.
 

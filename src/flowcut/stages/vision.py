@@ -35,9 +35,7 @@ call_options: ContextVar[dict[str, Any]] = ContextVar("flowcut_call_options", de
 class VisionPass:
     """One batch of images on its way through the tower."""
 
-    def __init__(
-        self, tower: VisionTower, choice: FeatureChoice, pixel_values: Tensor, method: Method
-    ) -> None:
+    def __init__(self, tower: VisionTower, choice: FeatureChoice, pixel_values: Tensor, method: Method) -> None:
         self.tower = tower
         self.choice = choice
         self.last_layer = max(choice.layers)
@@ -111,7 +109,9 @@ class VisionPass:
         prefix = self.tower.prefix
         self.valid = counts_mask([prefix + count for count in self.counts], prefix + width, hidden.device)
         self.mask = create_bidirectional_mask(
-            config=self.tower.config, inputs_embeds=hidden[:, : prefix + width], attention_mask=self.valid.long()
+            config=self.tower.config,
+            inputs_embeds=hidden[:, : prefix + width],
+            attention_mask=self.valid.long(),
         )
 
     def aligned(self, layer: int, hidden: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ def target_patches(method: Method, patches: int, choice: FeatureChoice) -> int:
     tokens = method.tokens_to_keep(patches + choice.visible_prefix)
     if tokens <= choice.visible_prefix:
         raise ValueError(
-            f"A budget of {tokens} visual token(s) leaves no patch: the model also reads {choice.visible_prefix} prefix "
-            f"token(s) of the tower (vision_feature_select_strategy='full'). Give at least {choice.visible_prefix + 1}."
+            f"A budget of {tokens} visual token(s) leaves no patch: the model also reads "
+            f"{choice.visible_prefix} prefix token(s) of the tower (vision_feature_select_strategy='full'). Give at least {choice.visible_prefix + 1}."
         )
     return tokens - choice.visible_prefix
 
@@ -185,7 +185,9 @@ class VisionStage:
             self.handles.append(
                 layer.register_forward_hook(partial(self._after_layer, index), prepend=True, with_kwargs=True)
             )
-        self.overrides = [Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)]
+        self.overrides = [
+            Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)
+        ]
         self.overrides.append(Override(parts.base, "get_image_features", with_call_options))
 
     def close(self) -> None:

@@ -1,0 +1,76 @@
+"""The four counts, and FLOPs against torch's own counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowcut import FlowCut, attach
+
+
+def counted(model: Any, inputs: dict[str, Any]) -> tuple[int, int, int]:
+    """What torch counts in tower, projector and decoder layers."""
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs, use_cache=False)
+    counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
+    base = "LlavaForConditionalGeneration.model"
+    tower = counts[f"{base}.vision_tower"]
+    return tower, counts[f"{base}.multi_modal_projector"], counts[f"{base}.language_model"]
+
+
+@pytest.mark.parametrize("tower", ["clip", "dinov2", "vit"])
+@pytest.mark.filterwarnings("ignore:target_num")
+@torch.no_grad()
+def test_flops_against_torch(tower: str) -> None:
+    model = tiny.tiny_model(tower, attention="eager")
+    inputs = {**tiny.batch([tiny.prompt(2)]), "pixel_values": tiny.pictures(2)}
+    uncut = counted(model, inputs)
+    with attach(model, FlowCut(target_num=9)) as handle:
+        cut = counted(model, inputs)
+        sequence = handle.trace.sequence
+    assert sequence is not None
+    for ours, theirs in ((sequence.flops[0], cut), (sequence.uncut_flops[0], uncut)):
+        # torch also sees the scoring (one row for each layer), the pooler, and rotary frequencies.
+        assert ours.projector == theirs[1]
+        assert ours.tower == pytest.approx(theirs[0], rel=0.06)
+        assert ours.prefill == pytest.approx(theirs[2], rel=0.02)
+    assert sequence.flops[0].total < 0.6 * sequence.uncut_flops[0].total
+
+
+@torch.no_grad()
+def test_counts_of_a_mixed_batch() -> None:
+    model = tiny.tiny_model()
+    prompts = [tiny.prompt(1, 5, 1), tiny.prompt(0, 9, 2), tiny.prompt(2, 3, 3)]
+    handle = attach(model, FlowCut(target_num=9))
+    cache = model(**tiny.batch(prompts), pixel_values=tiny.pictures(3)).past_key_values
+    sequence = handle.trace.sequence
+    assert sequence is not None
+    text = [sum(token != tiny.IMAGE_TOKEN for token in tokens) for tokens in prompts]
+    assert sequence.visual_tokens == (9, 0, 18)
+    assert sequence.visual_tokens_mean == (9.0, 0.0, 18.0)
+    assert sequence.kv_entries == (text[0] + 9, text[1], text[2] + 18)
+    assert cache.get_seq_length() == max(sequence.kv_entries)
+    assert sequence.uncut_attended.tolist() == [len(tokens) for tokens in prompts]
+
+
+@torch.no_grad()
+def test_an_image_trace_describes_the_way_through_the_tower() -> None:
+    model = tiny.tiny_model()
+    handle = attach(model, FlowCut(target_num=9))
+    model(**tiny.batch([tiny.prompt(1)]), pixel_values=tiny.pictures(1))
+    (image,) = handle.trace.images
+    assert (image.grid, image.patches, image.placeholders, image.visual_tokens) == ((6, 6), 36, 36, 9)
+    assert image.kept.dtype == torch.int64 and image.kept.tolist() == sorted(set(image.kept.tolist()))
+    assert len(image.tokens_after_layer) == 8 and image.layers_run == 7
+    assert image.tokens_into_layer == [37, *image.tokens_after_layer[:6]]
+    previous = set(range(36))
+    for layer, kept in image.kept_after_layer.items():
+        assert set(kept.tolist()) < previous
+        assert image.tokens_after_layer[layer] == len(kept) + 1
+        previous = set(kept.tolist())
+    assert previous == set(image.kept.tolist())
+    assert image.kept_placeholders().nonzero()[:, 0].tolist() == image.kept.tolist()
