@@ -51,7 +51,8 @@ class Llava(ModelFamily):
         dropped = 1 if strategy == "default" else 0
         if dropped > parts.tower.prefix:
             raise UnsupportedModelError(
-                f"vision_feature_select_strategy='default' drops the first token, but "
-                f"{type(parts.tower.module).__name__} has no CLS token there: that would be a patch. Set the strategy to 'full'."
+                "vision_feature_select_strategy='default' drops the first token, but "
+                f"{type(parts.tower.module).__name__} has no CLS token there: that would be a patch. "
+                "Set the strategy to 'full'."
             )
         return FeatureChoice(positive, parts.tower.prefix - dropped)

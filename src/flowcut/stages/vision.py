@@ -162,7 +162,8 @@ def target_patches(method: Method, patches: int, choice: FeatureChoice) -> int:
     if tokens <= choice.visible_prefix:
         raise ValueError(
             f"A budget of {tokens} visual token(s) leaves no patch: the model also reads "
-            f"{choice.visible_prefix} prefix token(s) of the tower (vision_feature_select_strategy='full'). Give at least {choice.visible_prefix + 1}."
+            f"{choice.visible_prefix} prefix token(s) of the tower (vision_feature_select_strategy='full'). "
+            f"Give at least {choice.visible_prefix + 1}."
         )
     return tokens - choice.visible_prefix
 
