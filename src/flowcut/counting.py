@@ -2,6 +2,7 @@
 
 * linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
 * attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
+* a vision layer's MLP works on the tokens that go on after the layer, its attention on those that come in;
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
 
 Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
@@ -45,7 +46,8 @@ class ModelCosts:
     patch_embedding: int
     tower_prefix: int
     tower_layers: int
-    tower_linear: int
+    tower_attention_linear: int
+    tower_mlp_linear: int
     tower_width: int
     projector_linear: int
     decoder_layers: int
@@ -63,7 +65,8 @@ class ModelCosts:
             patch_embedding=2 * tower.num_channels * parts.tower.patch_size**2 * tower.hidden_size,
             tower_prefix=parts.tower.prefix,
             tower_layers=len(parts.tower.layers),
-            tower_linear=linear_flops(parts.tower.layers[0]),
+            tower_attention_linear=linear_flops(parts.tower.attentions[0]),
+            tower_mlp_linear=linear_flops(parts.tower.mlps[0]),
             tower_width=tower.hidden_size,
             projector_linear=linear_flops(parts.projector),
             decoder_layers=len(parts.decoder_layers),
@@ -71,14 +74,17 @@ class ModelCosts:
             decoder_width=heads * head_size,
         )
 
-    def tower(self, patches: int, tokens_into_layer: Sequence[int]) -> int:
-        """One image through the tower's layers, given how many tokens enter each layer that runs."""
-        layers = (layer_flops(tokens, self.tower_linear, self.tower_width) for tokens in tokens_into_layer)
-        return patches * self.patch_embedding + sum(layers)
+    def tower(self, patches: int, tokens_into_layer: Sequence[int], tokens_after_layer: Sequence[int]) -> int:
+        """One image through the tower, given the tokens that enter and leave each layer that runs."""
+        return patches * self.patch_embedding + sum(
+            layer_flops(into, self.tower_attention_linear, self.tower_width) + after * self.tower_mlp_linear
+            for into, after in zip(tokens_into_layer, tokens_after_layer, strict=True)
+        )
 
     def uncut_tower(self, patches: int) -> int:
         """One image through every layer of the uncut tower."""
-        return self.tower(patches, [self.tower_prefix + patches] * self.tower_layers)
+        tokens = [self.tower_prefix + patches] * self.tower_layers
+        return self.tower(patches, tokens, tokens)
 
     def projector(self, tokens: int) -> int:
         """``tokens`` visual tokens through the projector."""
@@ -90,5 +96,5 @@ class ModelCosts:
 
 
 def layer_flops(tokens: int, linear: int, width: int) -> int:
-    """One transformer layer on ``tokens`` tokens."""
+    """Linear maps and attention on ``tokens`` tokens."""
     return tokens * linear + 4 * tokens * tokens * width

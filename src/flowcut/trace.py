@@ -104,7 +104,12 @@ class SequenceTrace:
         """FLOPs of tower, projector and prefill for every sample; the formulas are in ``counting.py``."""
         return tuple(
             Flops(
-                tower=sum(self.costs.tower(image.patches, image.tokens_into_layer) for image in images),
+                tower=sum(
+                    self.costs.tower(
+                        image.patches, image.tokens_into_layer, image.tokens_after_layer[: image.layers_run]
+                    )
+                    for image in images
+                ),
                 projector=sum(self.costs.projector(image.visual_tokens) for image in images),
                 prefill=self.costs.prefill(tokens),
             )

@@ -14,17 +14,18 @@ from flowcut import FlowCut, attach
 TARGET = 9
 
 
-def runs_of(model: Any, pixels: Tensor, **options: Any) -> tuple[list[int], Any]:
-    """Tokens entering the MLP of every layer that ran, and the output."""
+def runs_of(model: Any, pixels: Tensor, **options: Any) -> tuple[list[int], list[int], Any]:
+    """Tokens entering every layer that ran, tokens entering its MLP, and the output."""
     entering: list[int] = []
-    hooks = [
-        layer.mlp.register_forward_pre_hook(lambda module, args: entering.append(args[0].shape[1]))
-        for layer in model.model.vision_tower.encoder.layers
-    ]
+    entering_mlp: list[int] = []
+    hooks = []
+    for layer in model.model.vision_tower.encoder.layers:
+        hooks.append(layer.layer_norm1.register_forward_hook(lambda module, args, out: entering.append(out.shape[1])))
+        hooks.append(layer.mlp.fc1.register_forward_hook(lambda module, args, out: entering_mlp.append(out.shape[1])))
     output = model.get_image_features(pixels, **options)
     for hook in hooks:
         hook.remove()
-    return entering, output
+    return entering, entering_mlp, output
 
 
 @pytest.mark.parametrize("feature_layer", [-1, -2, -4, 2, 5, 8])
@@ -34,11 +35,13 @@ def test_feature_layer_is_honoured_and_later_layers_do_not_run(feature_layer: in
     options = {"vision_feature_layer": feature_layer}
     model = tiny.tiny_model(**({} if per_call else options))
     attach(model, FlowCut(target_num=TARGET))
-    entering, output = runs_of(model, tiny.pictures(1), **(options if per_call else {}))
+    entering, entering_mlp, output = runs_of(model, tiny.pictures(1), **(options if per_call else {}))
     positive = feature_layer % 9
     assert len(entering) == positive
     assert entering[0] == 37 and entering[-1] == TARGET + 1
-    assert entering == output.flowcut_images[0].tokens_into_layer
+    trace = output.flowcut_images[0]
+    assert entering == trace.tokens_into_layer
+    assert entering_mlp == trace.tokens_after_layer[:positive], "cut tokens must not pass through the MLP"
     assert output.pooler_output[0].shape == (TARGET, 32)
 
 

@@ -13,7 +13,10 @@ from .base import VisionTower
 
 @dataclass(frozen=True)
 class TowerLayout:
-    """Names inside a tower: its list of layers, the attention module of a layer, and its prefix tokens."""
+    """Names inside a tower: its list of layers, a layer's attention module, and its prefix tokens.
+
+    Every layer also has an ``mlp`` that works on each token by itself.
+    """
 
     layers: str
     attention: str
@@ -47,6 +50,7 @@ def find_tower(module: nn.Module) -> VisionTower:
         module=module,
         layers=layers,
         attentions=tuple(layer.get_submodule(layout.attention) for layer in layers),
+        mlps=tuple(layer.get_submodule("mlp") for layer in layers),
         prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
         patch_size=config.patch_size,
     )

@@ -38,7 +38,8 @@ class ObservedPass(Protocol):
         """Look at one layer's q, k, v (``[B, H, S, D]``) and return the mask its attention must use."""
 
 
-_current_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_current_pass", default=None)
+current_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_current_pass", default=None)
+"""The pass whose observed layer is running in this thread."""
 
 
 def observable_implementations() -> list[str]:
@@ -52,9 +53,8 @@ def observed_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The registered wrapper: shows q, k, v to the pass at work, then calls the configured implementation."""
     seat: Seat = module.__dict__[SEAT]
-    current = _current_pass.get()
+    current = current_pass.get()
     if current is not None:
-        _current_pass.set(None)
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         attention_mask = current.attend(seat.layer, query, key, value, scaling, attention_mask)
     return seat.implementation(module, query, key, value, attention_mask, **kwargs)
@@ -65,7 +65,7 @@ def hand_over_pass(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of an observed attention module: takes the pass out of its keyword arguments, for the wrapper."""
     kwargs = dict(kwargs)
-    _current_pass.set(kwargs.pop(PASS_KEYWORD, None))
+    current_pass.set(kwargs.pop(PASS_KEYWORD, None))
     return args, kwargs
 
 

@@ -22,7 +22,7 @@ from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
 from ..models.base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from ..selection import compose, counts_mask, gather_tokens, with_prefix
 from ..trace import ImageTrace
-from .attention import PASS_KEYWORD, Observation
+from .attention import PASS_KEYWORD, Observation, current_pass
 from .overrides import Override
 
 TRACES = "flowcut_images"
@@ -53,6 +53,8 @@ class VisionPass:
         self.valid: Tensor | None = None
         self.mask: Any = None
         self.selections: dict[int, Selection | None] = {}
+        self.tokens_kept: dict[int, Tensor] = {}
+        self.tokens_into_mlp: dict[int, int] = {}
         self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self.tokens_after_layer: list[tuple[int, ...]] = []
         self.masks_seen: dict[int, Any] = {}
@@ -69,30 +71,48 @@ class VisionPass:
                 )
             mask = self.mask
         self.masks_seen[layer] = mask
-        if self.policy is not None:
+        if self.policy is not None and layer < self.last_layer:
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
                 view = LayerView(layer, query, key, value, scaling, self.tower.prefix, self.valid)
                 self.policy.observe(view)
+                selection = self.policy.select(layer)
+            if selection is not None:
+                self.tokens_kept[layer] = with_prefix(selection.index, self.tower.prefix)
+            self.selections[layer] = selection
         return mask
+
+    def narrow(self, layer: int, hidden: Tensor) -> Tensor:
+        """The tokens that go on after ``layer``, of ``hidden`` ``[B, S, width]``."""
+        index = self.tokens_kept.get(layer)
+        return hidden if index is None else gather_tokens(hidden, index.to(hidden.device))
+
+    def widen(self, layer: int, hidden: Tensor, tokens: int) -> Tensor:
+        """Undo :meth:`narrow`: ``[B, tokens, width]`` with zeros at the tokens that do not go on."""
+        index = self.tokens_kept[layer].to(hidden.device)
+        selection = self.selections[layer]
+        assert selection is not None
+        counts = [self.tower.prefix + count for count in selection.counts]
+        # Padding goes to one slot more, so that no token is written (or gets its gradient) twice.
+        real = counts_mask(counts, index.shape[1], hidden.device)
+        index = index.masked_fill(~real, tokens)
+        empty = hidden.new_zeros(hidden.shape[0], tokens + 1, hidden.shape[2])
+        return empty.scatter(1, index[..., None].expand_as(hidden), hidden)[:, :tokens]
 
     def cut(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states ``[B, S, width]`` that go on after ``layer``."""
-        if layer not in self.selections:
-            self._decide(layer, hidden)
-        selection = self.selections[layer]
-        if selection is None:
-            return hidden
-        return gather_tokens(hidden, with_prefix(selection.index, self.tower.prefix).to(hidden.device))
+        hidden = self.narrow(layer, hidden)
+        if len(self.tokens_after_layer) == layer:
+            self._note(layer, hidden)
+        return hidden
 
-    def _decide(self, layer: int, hidden: Tensor) -> None:
+    def _note(self, layer: int, hidden: Tensor) -> None:
+        """Keep the books after a layer; a layer that is recomputed in the backward pass is in them already."""
         if self.policy is not None and layer not in self.masks_seen:
             raise NotAppliedError(
                 f"Vision layer {layer} ran without its attention being seen: its forward was replaced, or its "
                 "attention no longer goes through transformers' attention interface. Attach after such changes."
             )
-        with torch.no_grad():
-            selection = None if self.policy is None else self.policy.select(layer)
-        self.selections[layer] = selection
+        selection = self.selections.get(layer)
         if selection is not None:
             self.counts = selection.counts
             index = selection.index
@@ -110,16 +130,15 @@ class VisionPass:
         self.valid = counts_mask([prefix + count for count in self.counts], prefix + width, hidden.device)
         self.mask = create_bidirectional_mask(
             config=self.tower.config,
-            inputs_embeds=hidden[:, : prefix + width],
+            inputs_embeds=hidden,
             attention_mask=self.valid.long(),
         )
 
     def aligned(self, layer: int, hidden: Tensor) -> Tensor:
         """Hidden state number ``layer`` (0 is the embedding output) reduced to the tokens kept at the end."""
         for cut_layer in sorted(self.kept_after_layer):
-            selection = self.selections[cut_layer]
-            if cut_layer >= layer and selection is not None:
-                hidden = gather_tokens(hidden, with_prefix(selection.index, self.tower.prefix).to(hidden.device))
+            if cut_layer >= layer:
+                hidden = self.narrow(cut_layer, hidden)
         return hidden
 
     def traces(self) -> list[ImageTrace]:
@@ -186,6 +205,9 @@ class VisionStage:
             self.handles.append(
                 layer.register_forward_hook(partial(self._after_layer, index), prepend=True, with_kwargs=True)
             )
+        for index, mlp in enumerate(tower.mlps):
+            self.handles.append(mlp.register_forward_pre_hook(partial(narrow_input, index)))
+            self.handles.append(mlp.register_forward_hook(partial(widen_output, index)))
         self.overrides = [
             Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)
         ]
@@ -226,6 +248,24 @@ class VisionStage:
             )
         setattr(output, TRACES, traces)
         return output
+
+
+def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Pre-hook of a vision layer's MLP: tokens that are cut after the layer need not pass through it."""
+    current = current_pass.get()
+    if not isinstance(current, VisionPass) or index not in current.tokens_kept:
+        return None
+    current.tokens_into_mlp[index] = args[0].shape[1]
+    return (current.narrow(index, args[0]), *args[1:])
+
+
+def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """Hook of a vision layer's MLP: gives its output the length that the layer expects."""
+    current = current_pass.get()
+    current_pass.set(None)
+    if not isinstance(current, VisionPass) or index not in current.tokens_kept:
+        return None
+    return current.widen(index, output, current.tokens_into_mlp[index])
 
 
 def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
