@@ -79,6 +79,38 @@ class VisionPolicy(ABC):
         """The patches that go on after ``layer``, or ``None`` where this layer cuts nothing."""
 
 
+@dataclass(frozen=True)
+class DecoderView:
+    """What one decoder layer's attention computed for the tokens of this pass (not for the cached ones).
+
+    Attributes:
+        layer: 0-based index.
+        query: ``[B, H, S, D]`` after rotary embedding.
+        key, value: ``[B, G, S, D]``; with grouped-query attention G divides H.
+        scaling: the layer's factor on ``q . k``.
+        image: ``[B, S]``, which of the batch's images (or videos) a visual token belongs to, -1 for text.
+        real: ``[B, S]``, false for padding.
+        targets: how many visual tokens of each image may stay.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    image: Tensor
+    real: Tensor
+    targets: tuple[int, ...]
+
+
+class DecoderPolicy(ABC):
+    """A method at work in one pass through the language model."""
+
+    @abstractmethod
+    def select(self, view: DecoderView) -> Tensor:
+        """The columns that go on after the layer: boolean ``[B, S]``; text always stays."""
+
+
 def check_budget(target_num: object, retain_ratio: object) -> None:
     """Validate the two ways of giving a budget.
 
@@ -108,6 +140,8 @@ class Method(ABC):
         retain_ratio: the same as a share of the image's visual tokens, in (0, 1]; give one of the two.
         positions: ``"compact"`` renumbers the tokens behind a cut (0 ... n-1), ``"original"`` lets every kept
             token keep the position it had in the uncut sequence.
+        image_newline: LLaVA-NeXT ends every row of patches with a token of its own. Whether the rows that still
+            have a patch keep it; the released code drops them all.
     """
 
     name: ClassVar[str]
@@ -117,6 +151,7 @@ class Method(ABC):
     target_num: int | None = None
     retain_ratio: float | None = None
     positions: Positions = "compact"
+    image_newline: bool = False
 
     def __post_init__(self) -> None:
         check_budget(self.target_num, self.retain_ratio)
@@ -129,6 +164,30 @@ class Method(ABC):
             return min(self.target_num, available)
         assert self.retain_ratio is not None
         return max(1, min(available, round(self.retain_ratio * available)))
+
+    def decoder_layers(self, second_cut: bool) -> tuple[int, ...]:
+        """The decoder layers after which the method cuts, ascending; none by default.
+
+        Args:
+            second_cut: whether the model's family is one where FlowCut's paper cuts a second time.
+        """
+        return ()
+
+    def decoder_policy(self) -> DecoderPolicy:
+        """The policy for one pass through the language model, where :meth:`decoder_layers` names any."""
+        raise TypeError(f"{type(self).__name__} names decoder layers but has no decoder_policy.")
+
+    def tile_targets(self, tokens: int, tiles: int, patches: int, second_cut: bool) -> tuple[int, ...]:
+        """How many patches of each tile of an image leave the tower; by default the budget in equal shares.
+
+        Args:
+            tokens: the image's budget, its prefix tokens taken off.
+            tiles: tiles of the image.
+            patches: patches of one tile.
+            second_cut: see :meth:`decoder_layers`.
+        """
+        share, rest = divmod(tokens, tiles)
+        return tuple(min(patches, max(1, share + (tile < rest))) for tile in range(tiles))
 
     @abstractmethod
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:

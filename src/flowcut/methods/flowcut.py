@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import flow, schedule
 from ..errors import NonFiniteError
 from ..selection import gather_tokens, top_in_order
-from .base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from .base import DecoderPolicy, DecoderView, LayerView, Method, Selection, TowerPass, VisionPolicy
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class FlowCut(Method):
             does not, and neither does the default.
         couple_batch: one cut count for the whole batch, the maximum over its images, as in the released code.
             By default every image follows its own schedule, so a batch gives exactly what single runs give.
+        decoder_layer: where the paper cuts a second time (LLaVA-NeXT): after this decoder layer the visual tokens
+            are cut to the budget, scored by the last token of the prompt. ``None`` leaves that cut out, and the
+            tower then cuts to the budget itself.
+        tower_budget: how many patches leave the tower where there is a second cut: ``"released"`` gives every tile
+            half the budget (2.5 times the budget over five tiles), ``"paper"`` twice the budget in all, in equal
+            shares.
     """
 
     name: ClassVar[str] = "flowcut"
@@ -34,6 +40,8 @@ class FlowCut(Method):
     cut_every: int = 2
     scale_semantic: bool = False
     couple_batch: bool = False
+    decoder_layer: int | None = 1
+    tower_budget: Literal["released", "paper"] = "released"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +49,9 @@ class FlowCut(Method):
             raise ValueError(f"history must lie in [0, 1) (0 looks at the current layer only), got {self.history!r}.")
         if not isinstance(self.cut_every, int) or isinstance(self.cut_every, bool) or self.cut_every < 1:
             raise ValueError(f"cut_every must be an int of at least 1 (layers between cuts), got {self.cut_every!r}.")
+
+        if self.tower_budget not in ("released", "paper"):
+            raise ValueError(f'tower_budget must be "released" or "paper", got {self.tower_budget!r}.')
 
     @classmethod
     def as_released(cls, target_num: int) -> FlowCut:
@@ -51,8 +62,61 @@ class FlowCut(Method):
         """
         return cls(target_num=target_num, couple_batch=True, scale_semantic=False, positions="compact")
 
+    def decoder_layers(self, second_cut: bool) -> tuple[int, ...]:
+        return (self.decoder_layer,) if second_cut and self.decoder_layer is not None else ()
+
+    def decoder_policy(self) -> DecoderPolicy:
+        return FlowCutDecoderPolicy()
+
+    def tile_targets(self, tokens: int, tiles: int, patches: int, second_cut: bool) -> tuple[int, ...]:
+        if not self.decoder_layers(second_cut):
+            return super().tile_targets(tokens, tiles, patches, second_cut)
+        if self.tower_budget == "paper":
+            return super().tile_targets(2 * tokens, tiles, patches, second_cut)
+        return (min(patches, max(1, tokens // 2)),) * tiles
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return FlowCutPolicy(self, tower)
+
+
+class FlowCutDecoderPolicy(DecoderPolicy):
+    """The second cut: every image is cut to its budget, scored by the last token of its sample."""
+
+    def select(self, view: DecoderView) -> Tensor:
+        keep = torch.ones_like(view.real)
+        last = view.real.shape[1] - 1 - view.real.flip(1).long().argmax(dim=1)
+        for row in range(len(keep)):
+            for image in view.image[row].unique().tolist():
+                if image < 0:
+                    continue
+                columns = (view.image[row] == image).nonzero()[:, 0]
+                target = view.targets[image]
+                if len(columns) <= target:
+                    continue
+                importance = self.importance(view, row, int(last[row]), columns)
+                if not bool(torch.isfinite(importance).all()):
+                    raise NonFiniteError(
+                        f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
+                        "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
+                    )
+                chosen = top_in_order(importance, [target])
+                keep[row, columns] = False
+                keep[row, columns[chosen[0]]] = True
+        return keep
+
+    @staticmethod
+    def importance(view: DecoderView, row: int, last: int, columns: Tensor) -> Tensor:
+        """``(A / sum A + M / sum M) * R`` over one image's tokens, ``[1, N]``; softmaxes over these tokens only."""
+        groups = view.query.shape[1] // view.key.shape[1]
+        query = view.query[row : row + 1, :, last : last + 1].float()
+        key, value = (
+            states[row : row + 1].repeat_interleave(groups, dim=1) for states in (view.key, view.value)
+        )
+        value_last = value[:, :, last : last + 1].float()
+        relation = flow.head_mean_softmax(query, key[:, :, columns], view.scaling)
+        semantic = flow.head_mean_softmax(value_last, value[:, :, columns], view.scaling)
+        density = flow.density(value[:, :, columns], prefix=0)
+        return flow.score(flow.share(relation), flow.share(semantic), density)
 
 
 class FlowCutPolicy(VisionPolicy):

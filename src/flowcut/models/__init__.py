@@ -7,8 +7,9 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from .llava import Llava
+from .llava_next import LlavaNext
 
-FAMILIES: tuple[ModelFamily, ...] = (Llava(),)
+FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext())
 
 __all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts"]
 

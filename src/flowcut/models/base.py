@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class ModelParts:
         language_model: the decoder, without its head.
         decoder_layers: the decoder's layers, in order.
         placeholders: token id that stands for one visual token in ``input_ids``, by modality (``"image"``).
+        second_cut: whether FlowCut's paper cuts this family a second time, inside the language model.
+        packer: the base's method that joins the projected tiles of an image, where there is one.
     """
 
     family: str
@@ -59,6 +62,31 @@ class ModelParts:
     language_model: nn.Module
     decoder_layers: tuple[nn.Module, ...]
     placeholders: dict[str, int]
+    second_cut: bool = False
+    packer: str | None = None
+
+
+PREFIX = -1
+"""In a layout: a prefix token of the tower (CLS, registers); it always stays."""
+
+SEPARATOR = -2
+"""In a layout: a token that is no part of the picture, such as LLaVA-NeXT's ``image_newline``."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How one image becomes visual tokens.
+
+    Attributes:
+        tiles: rows of the tower's batch that belong to the image.
+        grid: (height, width) of its patches, or (tiles, height, width).
+        tokens: int64 ``[visual tokens]``: the patch behind every visual token of the prompt, counted over all
+            tiles, or :data:`PREFIX` or :data:`SEPARATOR`.
+    """
+
+    tiles: int
+    grid: tuple[int, ...]
+    tokens: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,3 +129,17 @@ class ModelFamily(ABC):
         Raises:
             UnsupportedModelError: the choice leaves the method no room, or contradicts the tower.
         """
+
+    def layouts(
+        self, parts: ModelParts, choice: FeatureChoice, images: int, grid: tuple[int, int], options: dict[str, Any]
+    ) -> list[ImageLayout]:
+        """How the images of one call become visual tokens; by default each is one grid behind the prefix tokens.
+
+        Args:
+            images: rows of the tower's batch.
+            grid: patches of one row, (height, width).
+            options: arguments of the call.
+        """
+        patches = torch.arange(grid[0] * grid[1])
+        tokens = torch.cat([torch.full((choice.visible_prefix,), PREFIX), patches])
+        return [ImageLayout(1, grid, tokens)] * images

@@ -81,14 +81,16 @@ class Observation:
     """Watches the attention modules of one tower until :meth:`close`.
 
     Args:
-        modules: attention modules, one per layer, in order; each has a ``config``.
+        modules: attention modules, in the order of their layers; each has a ``config``.
+        layers: the index of each module's layer; 0, 1, 2... by default.
 
     Raises:
         UnsupportedModelError: their attention implementation cannot be observed; nothing was changed.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], layers: Sequence[int] | None = None) -> None:
         self.modules = list(modules)
+        self.layers = list(range(len(modules)) if layers is None else layers)
         self.configs: list[Any] = [module.config for module in modules]
         self.name = ""
         self._open()
@@ -118,11 +120,11 @@ class Observation:
         functions = [implementation_of(module, name) for module in self.modules]
         self.name = name
         self._release = register(self, name)
-        for layer, (module, config) in enumerate(zip(self.modules, self.configs, strict=True)):
+        for number, (module, config) in enumerate(zip(self.modules, self.configs, strict=True)):
             observed = copy.copy(config)
             observed._attn_implementation_internal = PREFIX + name
             module.config = observed
-            module.__dict__[SEAT] = Seat(layer, functions[layer])
+            module.__dict__[SEAT] = Seat(self.layers[number], functions[number])
         self.hooks = [module.register_forward_pre_hook(hand_over_pass, with_kwargs=True) for module in self.modules]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,22 +25,23 @@ class CacheState:
     removed: Tensor
     uncut_length: int
 
-    def cropped_to(self, cached: int) -> CacheState:
-        """The state after the last entries were cropped off the cache (assisted decoding does that)."""
-        excess = self.attention_mask.shape[1] - cached
-        if excess == 0:
-            return self
-        return replace(self, attention_mask=self.attention_mask[:, :cached], uncut_length=self.uncut_length - excess)
+    def cropped(self, excess: int) -> CacheState:
+        """The state after the last ``excess`` entries were cropped off the cache (assisted decoding does that)."""
+        kept = self.attention_mask[:, : self.attention_mask.shape[1] - excess]
+        return replace(self, attention_mask=kept, uncut_length=self.uncut_length - excess)
 
 
-def read_state(cache: Cache | None) -> CacheState | None:
-    """The state of a cache whose sequence was cut; ``None`` for any other."""
-    state: CacheState | None = getattr(cache, _ATTRIBUTE, None)
-    return state if state is None or cache is None else state.cropped_to(cache.get_seq_length())
+def read_states(cache: Cache | None) -> tuple[CacheState, ...]:
+    """The states of a cache whose sequence was cut, one for every stretch of layers between cuts; else none."""
+    states: tuple[CacheState, ...] = getattr(cache, _ATTRIBUTE, ())
+    if cache is None or not states:
+        return ()
+    excess = states[0].attention_mask.shape[1] - cache.get_seq_length()
+    return states if excess == 0 else tuple(state.cropped(excess) for state in states)
 
 
-def write_state(output: Any, state: CacheState) -> None:
-    """Leave ``state`` on the cache in a model's output (a ``ModelOutput`` or a tuple), if there is one."""
+def write_states(output: Any, states: tuple[CacheState, ...]) -> None:
+    """Leave ``states`` on the cache in a model's output (a ``ModelOutput`` or a tuple), if there is one."""
     for value in output if isinstance(output, tuple) else output.values():
         if isinstance(value, Cache):
-            setattr(value, _ATTRIBUTE, state)
+            setattr(value, _ATTRIBUTE, states)

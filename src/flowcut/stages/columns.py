@@ -33,6 +33,12 @@ class ColumnCut:
         real = self.real.to(values.device).reshape(*self.real.shape, *trailing)
         return values.gather(1, index.expand(*self.index.shape, *values.shape[2:])).masked_fill(~real, filler)
 
+    def then(self, later: ColumnCut) -> ColumnCut:
+        """This plan followed by ``later``, which chooses among the columns that this one leaves."""
+        return ColumnCut(
+            self.index.gather(1, later.index), self.real.gather(1, later.index) & later.real, self.source_length
+        )
+
     def columns(self) -> Tensor:
         """``[B, K]``: the source column of every column, -1 in padding."""
         return self.index.masked_fill(~self.real, -1)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FlowCutError
-from .cache import read_state
+from .cache import read_states
 from .vision import TRACES
 
 new_columns: ContextVar[int | None] = ContextVar("flowcut_new_columns", default=None)
@@ -67,11 +67,11 @@ def prefill(
             "attached: after the cut the prompt is short. Leave prefill_chunk_size at None."
         )
     new = None
-    state = read_state(model_kwargs.get("past_key_values"))
-    if state is not None:
+    states = read_states(model_kwargs.get("past_key_values"))
+    if states:
         mask = model_kwargs.get("attention_mask")
         whole = mask.shape[1] if mask is not None else generation_config._mask_length
-        new = whole - state.uncut_length
+        new = whole - states[0].uncut_length
     token = new_columns.set(new)
     try:
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)

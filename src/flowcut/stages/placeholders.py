@@ -46,8 +46,17 @@ def image_traces(outputs: Any, modality: str) -> list[ImageTrace]:
     return traces
 
 
-def mark_kept(keep: Tensor, placeholders: Tensor, images: list[ImageTrace], modality: str) -> list[int]:
-    """Clear ``keep`` (boolean ``[B, L]``, in place) at the placeholders of cut tokens.
+def mark_kept(
+    keep: Tensor, image: Tensor, placeholders: Tensor, images: list[ImageTrace], first_number: int, modality: str
+) -> list[int]:
+    """Clear ``keep`` at the placeholders of cut tokens, and write each image's number into ``image``.
+
+    Args:
+        keep: boolean ``[B, L]``, changed in place.
+        image: int64 ``[B, L]``, changed in place; images are numbered from ``first_number``.
+        placeholders: :func:`find_placeholders`.
+        images: what became of the images.
+        modality: for the messages.
 
     Returns:
         The row of every image.
@@ -55,20 +64,22 @@ def mark_kept(keep: Tensor, placeholders: Tensor, images: list[ImageTrace], moda
     Raises:
         ValueError: the prompts have more or fewer placeholders than the images need.
     """
-    needed = sum(image.placeholders for image in images)
+    needed = sum(trace.placeholders for trace in images)
     if len(placeholders) != needed:
         raise ValueError(
             f"The prompts have {len(placeholders)} {modality} placeholders, but the {len(images)} {modality}(s) "
             f"given need {needed}. Give one block of placeholders for every {modality} (the processor writes them)."
         )
-    kept = torch.cat([image.kept_placeholders().to(keep.device) for image in images])
-    keep[placeholders[:, 0], placeholders[:, 1]] = kept
-    ends = torch.tensor([image.placeholders for image in images], device=placeholders.device).cumsum(0)
+    lengths = torch.tensor([trace.placeholders for trace in images], device=placeholders.device)
+    rows, columns = placeholders.unbind(dim=1)
+    keep[rows, columns] = torch.cat([trace.placeholder_kept.to(keep.device) for trace in images])
+    image[rows, columns] = torch.arange(len(images), device=lengths.device).repeat_interleave(lengths) + first_number
+    ends = lengths.cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     first, last = torch.stack([placeholders[starts, 0], placeholders[ends - 1, 0]]).tolist()
     if first != last:
         raise ValueError(
             f"The placeholders of one {modality} are spread over two samples. Every sample needs whole blocks: "
-            f"{[image.placeholders for image in images]} placeholders, in this order."
+            f"{[trace.placeholders for trace in images]} placeholders, in this order."
         )
     return list(first)

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ..counting import ModelCosts
-from ..errors import FlowCutError
+from ..errors import FlowCutError, NotAppliedError
 from ..methods.base import Method
 from ..models.base import ModelParts
 from ..trace import ImageTrace, SequenceTrace, Trace
-from .cache import CacheState, read_state, write_state
-from .columns import ColumnCut, all_columns, keep_columns, shifted_positions
+from .cache import CacheState, read_states, write_states
+from .columns import all_columns, keep_columns, shifted_positions
+from .decoder import DecoderPass, DecoderStage, Stretch
 from .generation import expand_with_traces, new_columns, prefill
+from .attention import PASS_KEYWORD
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
 
@@ -41,13 +43,13 @@ class Pending:
 
     Attributes:
         owner: the token of the stage it belongs to (not the stage, which would keep its model alive).
-        state: what to leave on the cache.
-        cut: the columns that stayed.
+        stretches: the columns that each run of decoder layers saw.
+        expected: how many of them there must be.
     """
 
     owner: object
-    state: CacheState
-    cut: ColumnCut
+    stretches: list[Stretch]
+    expected: int
 
 
 _pending: ContextVar[Pending | None] = ContextVar("flowcut_pending", default=None)
@@ -62,6 +64,7 @@ class SequenceStage:
         self.token = object()
         self.trace = Trace()
         self.costs = ModelCosts.of(parts)
+        self.decoder = DecoderStage(parts, method)
         self.signature = inspect.signature(type(parts.base).forward)
         base, top = parts.base, parts.top
         self.handles = [
@@ -82,6 +85,7 @@ class SequenceStage:
             handle.remove()
         for override in self.overrides:
             override.close()
+        self.decoder.close()
 
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -90,11 +94,11 @@ class SequenceStage:
         _pending.set(None)
         call = self._named(module, args, kwargs)
         cache: Cache | None = call.get("past_key_values")
-        state = read_state(cache)
+        states = read_states(cache)
         self._encode(call)
         encoded = call.get("mm_encoder_outputs") or {}
         features = {name: encoded[name] for name in self.parts.placeholders if encoded.get(name) is not None}
-        if not features and state is None:
+        if not features and not states:
             if cache is None or not cache.get_seq_length():
                 self.trace = Trace()
             return None
@@ -103,9 +107,9 @@ class SequenceStage:
                 f"{type(cache).__name__} reserves its length before the tokens are cut, which is not supported. "
                 'Use the default dynamic cache (cache_implementation=None or "dynamic").'
             )
-        if state is not None:
-            continue_from(state, call)
-        self._shorten(call, state, features)
+        if states:
+            continue_from(states[0], call)
+        self._shorten(call, states, features)
         return (), call
 
     def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -129,75 +133,79 @@ class SequenceStage:
             outputs[modality] = encode(**arguments, return_dict=True)
             call.update({"mm_encoder_outputs": outputs, pixels: None})
 
-    def _shorten(self, call: dict[str, Any], state: CacheState | None, features: dict[str, Any]) -> None:
+    def _shorten(self, call: dict[str, Any], states: tuple[CacheState, ...], features: dict[str, Any]) -> None:
         """Drop the columns of the cut tokens from every argument of the call, and note what was done."""
         tokens = next(call[name] for name in TOKENS if call.get(name) is not None)
         columns = tokens.shape[1]
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        images_of = self._mark(call, features, keep)
+        image = torch.full_like(keep, -1, dtype=torch.long)
+        images_of = self._mark(call, features, keep, image)
+        images = [image for images in images_of for image in images]
         mask = two_dimensional_mask(call)
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
-        past_mask = self._past_mask(call, state, new_mask)
-        whole = all(image.whole for images in images_of for image in images)
+        before = states[0] if states else self._uncut_state(call, new_mask)
+        whole = not states and all(image.whole for image in images)
         cut = all_columns(keep) if whole else keep_columns(keep, None if mask is None else new_mask)
-        attended = torch.cat([past_mask, cut.take(new_mask)], dim=1)
-        if state is not None or not whole:
-            before = CacheState(past_mask, keep.new_zeros(len(keep), dtype=torch.long), past_mask.shape[1])
-            after = self._apply(call, state or before, keep, cut, attended)
-            _pending.set(Pending(self.token, after, cut))
-        if features or not past_mask.shape[1]:
-            uncut = past_mask.sum(dim=1) + new_mask.sum(dim=1)
-            self.trace = self._traced(images_of, cut, attended, uncut)
+        positions = call.get("position_ids")
+        if positions is None:
+            positions = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+        compact = self.method.positions == "compact"
+        positions = shifted_positions(positions.expand(keep.shape), cut, before.removed, ~keep, compact)
+        stretch = Stretch(before, cut, cut.take(new_mask), positions, (~keep).sum(dim=1), cut.take(image, -1))
+        stretches = [stretch]
+        if not whole:
+            self._write(call, stretch)
+            if self.decoder.layers:
+                targets = tuple(image.target for image in images)
+                current = DecoderPass(self.decoder, stretch, states or (before,), targets, call.get("past_key_values"))
+                call[PASS_KEYWORD] = current
+                stretches = current.stretches
+            _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))
+        if features or not before.attention_mask.shape[1]:
+            uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
+            self.trace = self._traced(images_of, stretches, uncut)
 
-    def _mark(self, call: dict[str, Any], features: dict[str, Any], keep: Tensor) -> list[list[ImageTrace]]:
-        """Clear ``keep`` where tokens were cut; returns the images of every sample."""
+    def _mark(
+        self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
+    ) -> list[list[ImageTrace]]:
+        """Clear ``keep`` where tokens were cut, number the images in ``image``; returns the images of every sample."""
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
         model: Any = self.parts.base
+        number = 0
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
             token = self.parts.placeholders[modality]
             found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for image, row in zip(images, mark_kept(keep, found, images, modality), strict=True):
-                images_of[row].append(image)
+            for trace, row in zip(images, mark_kept(keep, image, found, images, number, modality), strict=True):
+                images_of[row].append(trace)
+            number += len(images)
         return images_of
 
     @staticmethod
-    def _past_mask(call: dict[str, Any], state: CacheState | None, new_mask: Tensor) -> Tensor:
-        """``[B, cached]``, 1 for the real tokens in the cache."""
-        if state is not None:
-            return state.attention_mask.to(new_mask)
+    def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
+        """The state of a cache that was never cut, or of none."""
         cache: Cache | None = call.get("past_key_values")
         cached = cache.get_seq_length() if cache is not None else 0
         mask: Tensor | None = call.get("attention_mask")
-        return new_mask.new_ones(len(new_mask), cached) if mask is None else mask[:, :cached]
+        past = new_mask.new_ones(len(new_mask), cached) if mask is None else mask[:, :cached]
+        return CacheState(past, new_mask.new_zeros(len(new_mask), dtype=torch.long), cached)
 
-    def _apply(
-        self, call: dict[str, Any], before: CacheState, keep: Tensor, cut: ColumnCut, attended: Tensor
-    ) -> CacheState:
-        """Write the shortened tokens, mask and positions into the call; returns the cache's new state."""
-        batch, columns = keep.shape
-        positions = call.get("position_ids")
-        if positions is None:
-            first = before.uncut_length
-            positions = torch.arange(first, first + columns, device=keep.device)[None]
-        compact = self.method.positions == "compact"
-        positions = positions.expand(batch, columns)
-        call["position_ids"] = shifted_positions(positions, cut, before.removed, ~keep, compact)
+    def _write(self, call: dict[str, Any], stretch: Stretch) -> None:
+        """Put the shortened tokens, mask and positions into the call."""
+        call["position_ids"] = stretch.positions
         # Always given, since transformers takes gaps in the positions for packed sequences where there is no mask.
-        call["attention_mask"] = attended
+        call["attention_mask"] = stretch.attended
         if call.get("input_ids") is not None:
             filler = next(token for token in range(9) if token not in self.parts.placeholders.values())
-            call["input_ids"] = cut.take(call["input_ids"], filler)
+            call["input_ids"] = stretch.cut.take(call["input_ids"], filler)
         if call.get("inputs_embeds") is not None:
-            call["inputs_embeds"] = cut.take(call["inputs_embeds"])
-        return CacheState(attended, before.removed + (~keep).sum(dim=1), before.uncut_length + columns)
+            call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
 
-    def _traced(self, images_of: list[list[ImageTrace]], cut: ColumnCut, attended: Tensor, uncut: Tensor) -> Trace:
+    def _traced(self, images_of: list[list[ImageTrace]], stretches: list[Stretch], uncut: Tensor) -> Trace:
         sequence = SequenceTrace(
             visual_tokens=tuple(sum(image.visual_tokens for image in images) for images in images_of),
-            columns=cut.columns(),
-            attention_mask=attended,
-            source_length=cut.source_length,
+            stretches=stretches,
+            stretch_layers=tuple(layer + 1 for layer in self.decoder.layers),
             uncut_attended=uncut,
             images_of=tuple(tuple(images) for images in images_of),
             costs=self.costs,
@@ -207,8 +215,14 @@ class SequenceStage:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook behind the base model's forward: leave the state of the sequence on its cache."""
         pending = _pending.get()
-        if pending is not None and pending.owner is self.token:
-            write_state(output, pending.state)
+        if pending is None or pending.owner is not self.token:
+            return
+        if len(pending.stretches) != pending.expected:
+            raise NotAppliedError(
+                f"{len(pending.stretches) - 1} of {pending.expected - 1} cuts inside the language model took place: "
+                "its layers were replaced or wrapped after attaching; detach, make the change, then attach."
+            )
+        write_states(output, tuple(stretch.after for stretch in pending.stretches))
 
     def _loss(
         self, original: Callable[..., Tensor], logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any
@@ -216,7 +230,7 @@ class SequenceStage:
         """The model's own loss, over the tokens that are left."""
         pending = _pending.get()
         if pending is not None and pending.owner is self.token:
-            cut = pending.cut
+            cut = pending.stretches[-1].cut
             if labels.shape[1] != cut.source_length or logits.shape[1] != cut.index.shape[1]:
                 raise ValueError(
                     f"labels have {labels.shape[1]} columns; they need one for every column of input_ids "
