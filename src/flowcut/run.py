@@ -44,12 +44,8 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and texts, for JSON."""
-        seconds = {**asdict(self.seconds), "rest": self.seconds.rest}
-        return {
-            **asdict(self),
-            "seconds": seconds,
-            "flops": {**asdict(self.flops), "total": self.flops.total},
-        }
+        flops = {**asdict(self.flops), "total": self.flops.total}
+        return {**asdict(self), "flops": flops}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -22,28 +22,20 @@ class Seconds:
         tower: inside the vision tower, a method's scoring and cutting there included.
         prefill: the first pass through the language model.
         decoding: everything behind that pass: the head, choosing tokens, the passes for all later tokens.
-        total: the whole call. What the three leave over is the projector and the preparation of the sequence.
+        rest: what the three leave over: the projector, joining image and text, what ``generate()`` prepares.
+        total: the whole call.
     """
 
     tower: float
     prefill: float
     decoding: float
+    rest: float
     total: float
-
-    @property
-    def rest(self) -> float:
-        """Projector, joining image and text, and what ``generate()`` prepares."""
-        return max(0.0, self.total - self.tower - self.prefill - self.decoding)
 
     @classmethod
     def median(cls, runs: list[Seconds]) -> Seconds:
-        """The median run, phase by phase."""
-        return cls(
-            tower=median(run.tower for run in runs),
-            prefill=median(run.prefill for run in runs),
-            decoding=median(run.decoding for run in runs),
-            total=median(run.total for run in runs),
-        )
+        """The median of every phase, each for itself; in general they do not add up to the median total."""
+        return cls(*(median(getattr(run, phase.name) for run in runs) for phase in fields(cls)))
 
 
 class PhaseTimer:
@@ -86,8 +78,10 @@ class PhaseTimer:
             handle.remove()
         if error is None:
             end = self._now()
-            prefill_end = end if self._prefill_end is None else self._prefill_end
-            self.seconds = Seconds(self._tower, self._prefill, end - prefill_end, end - self._begin)
+            total = end - self._begin
+            decoding = end - (end if self._prefill_end is None else self._prefill_end)
+            rest = total - self._tower - self._prefill - decoding
+            self.seconds = Seconds(self._tower, self._prefill, decoding, rest, total)
 
     def _now(self) -> float:
         if self._device.type == "cuda":
