@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import flowcut.cli
+import flowcut.run
 from flowcut import METHODS
 from flowcut.cli import app
 from flowcut.models import FAMILIES
@@ -58,6 +59,20 @@ def test_json_is_all_of_stdout_and_agrees_with_itself(
     assert report["overlay"] == str(overlay)
     with Image.open(overlay) as drawn:
         assert drawn.width > drawn.height
+
+
+def test_what_libraries_print_does_not_reach_stdout(
+    picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = flowcut.run.run
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        print("noise")
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr("flowcut.run.run", noisy)
+    outcome = call_run(picture, checkpoint, "--json")
+    assert "noise" in outcome.stderr and json.loads(outcome.stdout)["question"] == QUESTION
 
 
 def test_table(picture: Path, checkpoint: Path) -> None:

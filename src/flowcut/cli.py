@@ -83,7 +83,8 @@ def run_command(
     target_num: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            help=f"Visual tokens kept of every image.  [default: {DEFAULT_TARGET}]", show_default=False
+            help=f"Visual tokens kept of every image; {DEFAULT_TARGET} if neither is given.",
+            show_default=False,
         ),
     ] = None,
     retain_ratio: Annotated[
@@ -98,12 +99,13 @@ def run_command(
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs; the medians are shown.")] = 3,
     device: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda where there is one]", show_default=False),
+        typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", show_default=False),
     ] = None,
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="float32, bfloat16, float16.  [default: bfloat16 on cuda, else float32]", show_default=False
+            help="float32, bfloat16 or float16; by default bfloat16 on cuda, else float32.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
