@@ -126,6 +126,13 @@ def test_whole_budget_changes_nothing(loaded: LoadedModel, picture: Image.Image)
     assert result.cut.visual_tokens == tiny.PATCHES and result.cut.kv_entries == result.uncut.kv_entries
 
 
+def test_budget_that_does_not_fit_leaves_nothing_attached(loaded: LoadedModel, picture: Image.Image) -> None:
+    attach(loaded.model, FlowCut(target_num=3))
+    with pytest.raises(ValueError, match="more than the model can produce"):
+        run(loaded, FlowCut(target_num=100_000), picture, QUESTION)
+    assert HANDLE not in loaded.model.model.__dict__
+
+
 @pytest.mark.parametrize("arguments", [{"repeats": 0}, {"max_new_tokens": 0}])
 def test_bad_arguments(loaded: LoadedModel, picture: Image.Image, arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
