@@ -41,9 +41,7 @@ def call_run(picture: Path, checkpoint: Path, *options: Any) -> Result:
     return call("run", picture, QUESTION, "--model", checkpoint, *fast, *options)
 
 
-def test_json_is_all_of_stdout_and_agrees_with_itself(
-    picture: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_json_is_all_of_stdout_and_agrees_with_itself(picture: Path, checkpoint: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.png"
     outcome = call_run(picture, checkpoint, "--target-num", 8, "--json", "--overlay", overlay)
     assert outcome.exit_code == 0, outcome.stderr
@@ -128,9 +126,7 @@ def test_bad_images(checkpoint: Path, tmp_path: Path) -> None:
         assert len(outcome.stderr.strip().splitlines()) == 1
 
 
-def test_errors_of_ours_are_not_hidden(
-    picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_ours_are_not_hidden(picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise TypeError("a mistake in flowcut itself")
 
@@ -139,9 +135,7 @@ def test_errors_of_ours_are_not_hidden(
     assert isinstance(outcome.exception, TypeError)
 
 
-def test_out_of_memory_says_what_to_do(
-    picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_says_what_to_do(picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 

@@ -19,9 +19,7 @@ def test_without_a_template() -> None:
 
 
 def test_template_of_the_processor() -> None:
-    template = (
-        "{% for message in messages %}{{ message['role'] }}|<image>|{{ message['content'][1]['text'] }}"
-    )
+    template = "{% for message in messages %}{{ message['role'] }}|<image>|{{ message['content'][1]['text'] }}"
     processor = tiny_checkpoint.tiny_processor(template + "{% endfor %}{{ '>' if add_generation_prompt }}")
     assert build_prompt(processor, "what?") == "user|<image>|what?>"
 
@@ -38,9 +36,7 @@ def test_empty_question() -> None:
 
 @pytest.mark.parametrize("template", [None, CHAT_TEMPLATE, TEMPLATE_WITH_BEGIN])
 def test_inputs_hold_one_image_and_at_most_one_begin_token(template: str | None) -> None:
-    inputs = model_inputs(
-        tiny_checkpoint.tiny_processor(template), Image.new("RGB", (90, 90)), "what is shown?"
-    )
+    inputs = model_inputs(tiny_checkpoint.tiny_processor(template), Image.new("RGB", (90, 90)), "what is shown?")
     tokens = inputs["input_ids"][0].tolist()
     assert tokens.count(tiny.IMAGE_TOKEN) == tiny.PATCHES
     assert tokens.count(1) == 1 and tokens[0] == 1

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from flowcut import FlowCut, attach
-from flowcut.attach import HANDLE
+from flowcut.attaching import HANDLE
 from flowcut.loading import LoadedModel
 from flowcut.prompting import model_inputs
 from flowcut.run import RunResult, run
@@ -29,9 +29,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return LoadedModel(
-        tiny.tiny_model(), tiny_checkpoint.tiny_processor(), torch.device("cpu"), torch.float32
-    )
+    return LoadedModel(tiny.tiny_model(), tiny_checkpoint.tiny_processor(), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +50,7 @@ def hooks_of_an_untouched_model() -> int:
 
 def text_of(loaded: LoadedModel, inputs: Any) -> str:
     output = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=6)
-    return loaded.processor.decode(
-        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    ).strip()
+    return loaded.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def test_answers_are_the_models_own(loaded: LoadedModel, picture: Image.Image, result: RunResult) -> None:

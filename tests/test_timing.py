@@ -27,17 +27,13 @@ def test_delays_are_found_in_their_phase() -> None:
     slow_down(parts.language_model, 0.05)
     inputs = tiny.batch([tiny.prompt()])
     with PhaseTimer(parts, torch.device("cpu")) as timer:
-        model.generate(
-            **inputs, pixel_values=tiny.pictures(1), do_sample=False, min_new_tokens=4, max_new_tokens=4
-        )
+        model.generate(**inputs, pixel_values=tiny.pictures(1), do_sample=False, min_new_tokens=4, max_new_tokens=4)
     seconds = timer.seconds
     assert 0.10 <= seconds.tower < 0.25
     assert 0.05 <= seconds.prefill < 0.15
     assert 0.15 <= seconds.decoding < 0.30
     assert seconds.rest >= 0.15
-    assert seconds.total == pytest.approx(
-        seconds.tower + seconds.prefill + seconds.decoding + seconds.rest, abs=1e-9
-    )
+    assert seconds.total == pytest.approx(seconds.tower + seconds.prefill + seconds.decoding + seconds.rest, abs=1e-9)
 
 
 def test_no_hook_is_left_after_an_error() -> None:

@@ -41,9 +41,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_processor(chat_template: str | None = None) -> LlavaProcessor:
     """The processor that fits ``tiny.tiny_model()``."""
     return LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
-        ),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}),
         tokenizer=tiny_tokenizer(),
         patch_size=14,
         vision_feature_select_strategy="default",

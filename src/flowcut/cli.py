@@ -42,9 +42,7 @@ def user_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        message = (
-            "The device ran out of memory. Try --dtype bfloat16, fewer --max-new-tokens, or --device cpu."
-        )
+        message = "The device ran out of memory. Try --dtype bfloat16, fewer --max-new-tokens, or --device cpu."
     else:
         return
     Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] [red]{escape(message)}[/]")
@@ -75,9 +73,7 @@ def run_command(
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     model: Annotated[
         str,
-        typer.Option(
-            help="A folder or a hub id, in Hugging Face's or LLaVA's own format.", show_default=False
-        ),
+        typer.Option(help="A folder or a hub id, in Hugging Face's or LLaVA's own format.", show_default=False),
     ],
     method: Annotated[str, typer.Option(help="How to cut; `flowcut methods` lists them.")] = "flowcut",
     target_num: Annotated[
@@ -132,9 +128,7 @@ def run_command(
             if overlay is not None:
                 status.update("Drawing ...")
                 image_processor = loaded.processor.image_processor
-                save_cuts(
-                    overlay, result.pixel_values[0], image_processor, result.images[0], overlay_header(result)
-                )
+                save_cuts(overlay, result.pixel_values[0], image_processor, result.images[0], overlay_header(result))
         if as_json:
             report = {
                 "model": model,

@@ -130,8 +130,7 @@ def check_family(path_or_id: str, config: dict[str, Any]) -> None:
     if class_name not in {family.class_name for family in FAMILIES}:
         supported = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
         raise UnsupportedModelError(
-            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support. "
-            f"Supported: {supported}."
+            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support. Supported: {supported}."
         )
 
 

@@ -98,9 +98,7 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
     """
     panels: list[tuple[str, NDArray[np.bool_] | None]] = [(f"input · {trace.patches} patches", None)]
     for layer, kept in sorted(trace.kept_after_layer.items()):
-        panels.append(
-            (f"layer {layer} · {len(kept)} of {trace.patches} patches", kept_grid(kept, trace.grid))
-        )
+        panels.append((f"layer {layer} · {len(kept)} of {trace.patches} patches", kept_grid(kept, trace.grid)))
     rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     scale = PANEL_INCHES / max(pixels.shape[:2])
@@ -133,9 +131,7 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
         row, column = divmod(number, columns)
         bottom = height - header_height - row * row_height - TITLE_INCHES - panel_height - MARGIN_INCHES / 2
         x = left + column * (panel_width + GAP_INCHES)
-        axes = figure.add_axes(
-            (x / width, bottom / height, panel_width / width, panel_height / height), label=title
-        )
+        axes = figure.add_axes((x / width, bottom / height, panel_width / width, panel_height / height), label=title)
         draw_panel(axes, pixels, trace.grid, alive)
         axes.set_title(title, fontsize=8, color=INK, pad=4)
     return figure
@@ -146,13 +142,9 @@ def draw_panel(axes: Any, pixels: Pixels, grid: tuple[int, int], alive: NDArray[
     shown = pixels if alive is None else dim_cut(pixels, alive)
     # The grid stretched over the pixels keeps their aspect: patches are drawn as wide and high as they were.
     aspect = (pixels.shape[0] / grid[0]) / (pixels.shape[1] / grid[1])
-    axes.imshow(
-        shown, extent=(0, grid[1], grid[0], 0), aspect=aspect, interpolation="nearest", vmin=0, vmax=1
-    )
+    axes.imshow(shown, extent=(0, grid[1], grid[0], 0), aspect=aspect, interpolation="nearest", vmin=0, vmax=1)
     if alive is not None:
-        axes.add_collection(
-            LineCollection(outlines(alive), colors=OUTLINE, linewidths=0.55, capstyle="projecting")
-        )
+        axes.add_collection(LineCollection(outlines(alive), colors=OUTLINE, linewidths=0.55, capstyle="projecting"))
     axes.set_axis_off()
 
 

@@ -23,9 +23,7 @@ def build_prompt(processor: Any, question: str) -> str:
     """
     question = question.strip()
     if not question:
-        raise ValueError(
-            "The question is empty. Ask something about the image, such as 'What is shown here?'."
-        )
+        raise ValueError("The question is empty. Ask something about the image, such as 'What is shown here?'.")
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .attach import attach, detach
+from .attaching import attach, detach
 from .counting import Flops
 from .errors import NotAppliedError
 from .loading import LoadedModel
@@ -143,9 +143,7 @@ def run(
         uncut_seconds.append(generate(loaded, parts, inputs, max_new_tokens)[1])
         cut_seconds.append(answer_cut()[1])
     if trace.sequence is None or not trace.images:
-        raise NotAppliedError(
-            "No image went through the model, so there was nothing to cut. Check the processor."
-        )
+        raise NotAppliedError("No image went through the model, so there was nothing to cut. Check the processor.")
     uncut_numbers, cut_numbers = token_numbers(trace.images, trace.sequence)
     return RunResult(
         question=question,
@@ -159,9 +157,7 @@ def run(
 
 
 @torch.inference_mode()
-def generate(
-    loaded: LoadedModel, parts: ModelParts, inputs: Any, max_new_tokens: int
-) -> tuple[Tensor, Seconds]:
+def generate(loaded: LoadedModel, parts: ModelParts, inputs: Any, max_new_tokens: int) -> tuple[Tensor, Seconds]:
     """One greedy answer: the new token ids ``[tokens]``, and the seconds it took."""
     model: Any = loaded.model
     with PhaseTimer(parts, loaded.device) as timer:
