@@ -1,9 +1,15 @@
 """FlowCut: training-free visual-token pruning for vision-language models."""
 
-from .attach import Handle, attach, detach, flowcut
-from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-from .methods import METHODS, FlowCut, Method
-from .trace import ImageTrace, SequenceTrace, Trace
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attaching import Handle, attach, detach, flowcut
+    from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
+    from .methods import METHODS, FlowCut, Method
+    from .trace import ImageTrace, SequenceTrace, Trace
 
 __all__ = [
     "METHODS",
@@ -21,3 +27,19 @@ __all__ = [
     "detach",
     "flowcut",
 ]
+
+_HOMES = {
+    "attaching": ("Handle", "attach", "detach", "flowcut"),
+    "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
+    "methods": ("METHODS", "FlowCut", "Method"),
+    "trace": ("ImageTrace", "SequenceTrace", "Trace"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only when something that needs them is asked for."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

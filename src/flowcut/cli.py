@@ -1,0 +1,277 @@
+"""The command line. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .run import Outcome, RunResult
+
+DEFAULT_TARGET = 64
+
+app = typer.Typer(
+    name="flowcut",
+    help="Training-free visual-token pruning for vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what a user can mend into one red line on stderr and exit code 2."""
+    from .errors import FlowCutError
+
+    try:
+        yield
+    except (FlowCutError, OSError, ValueError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        message = "The device ran out of memory. Try --dtype bfloat16, fewer --max-new-tokens, or --device cpu."
+    else:
+        return
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] [red]{escape(message)}[/]")
+    raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def quiet_libraries(errors: Console) -> Iterator[None]:
+    """Keep stdout for the result: libraries that print reach stderr, warnings become one yellow line each."""
+    from transformers.utils import logging
+
+    library: Any = logging
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                errors.print(f"[yellow]Warning: {escape(' '.join(message.split()))}[/]", soft_wrap=True)
+
+
+@app.command("run")
+def run_command(
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(help="A folder or a hub id, in Hugging Face's or LLaVA's own format.", show_default=False),
+    ],
+    method: Annotated[str, typer.Option(help="How to cut; `flowcut methods` lists them.")] = "flowcut",
+    target_num: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help=f"Visual tokens kept of every image; {DEFAULT_TARGET} if neither is given.",
+            show_default=False,
+        ),
+    ] = None,
+    retain_ratio: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="The same as a share of the image's tokens, in (0, 1].", show_default=False),
+    ] = None,
+    overlay: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Draw what was cut, layer by layer, into this picture.", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs; the medians are shown.")] = 3,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="float32, bfloat16 or float16; by default bfloat16 on cuda, else float32.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Answer a question about an image with and without cutting, and show what each cost."""
+    errors = Console(stderr=True)
+    with user_errors():
+        with errors.status("Starting ...") as status, quiet_libraries(errors):
+            from .loading import load_image, load_model
+            from .methods import make_method
+            from .picture import check_path, save_cuts
+            from .run import run
+
+            if target_num is None and retain_ratio is None:
+                target_num = DEFAULT_TARGET
+            chosen = make_method(method, target_num, retain_ratio)
+            picture = load_image(image)
+            if overlay is not None:
+                check_path(overlay)
+            status.update(f"Loading {escape(model)} ...")
+            loaded = load_model(model, device, dtype)
+            status.update(f"Answering {2 * (repeats + 1)} times, with and without {chosen.name} ...")
+            result = run(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
+            if overlay is not None:
+                status.update("Drawing ...")
+                image_processor = loaded.processor.image_processor
+                save_cuts(overlay, result.pixel_values[0], image_processor, result.images[0], overlay_header(result))
+        if as_json:
+            report = {
+                "model": model,
+                "image": str(image),
+                "device": str(loaded.device),
+                "dtype": str(loaded.dtype).removeprefix("torch."),
+                **result.as_dict(),
+                "overlay": None if overlay is None else str(overlay),
+            }
+            typer.echo(json.dumps(report))
+            return
+        print_result(Console(), result)
+        if overlay is not None:
+            Console(soft_wrap=True).print(f"Overlay written to {escape(str(overlay))}")
+
+
+@app.command("models")
+def models_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """List the supported models."""
+    from .models import FAMILIES
+
+    rows = [
+        {
+            "name": family.name,
+            "class": family.class_name,
+            "vision_towers": list(family.towers),
+            "examples": list(family.hub_ids),
+        }
+        for family in FAMILIES
+    ]
+    print_list("models", rows, as_json)
+
+
+@app.command("methods")
+def methods_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """List the methods and their settings."""
+    from .methods import METHODS, Method
+
+    budget = {field.name for field in fields(Method)}
+    rows: list[dict[str, Any]] = []
+    for name, method in METHODS.items():
+        settings = {field.name: field.default for field in fields(method) if field.name not in budget}
+        rows.append(
+            {
+                "name": name,
+                "summary": method.summary,
+                "requires_cls": method.requires_cls,
+                "settings": settings,
+            }
+        )
+    print_list("methods", rows, as_json)
+
+
+def print_list(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print ``rows`` as a table, or as JSON under ``name``."""
+    if as_json:
+        typer.echo(json.dumps({name: rows}))
+        return
+    table = Table(show_lines=len(rows) > 1)
+    for column in rows[0]:
+        style = "bold cyan" if column == "name" else None
+        table.add_column(column.replace("_", " "), style=style, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return escape("\n".join(f"{key} = {setting}" for key, setting in value.items()))
+    if isinstance(value, list):
+        return escape("\n".join(value))
+    return escape(str(value))
+
+
+def overlay_header(result: RunResult) -> list[str]:
+    """What stands above the overlay's panels."""
+    return [
+        result.question,
+        f"All {result.uncut.visual_tokens} visual tokens: {result.uncut.answer or '(no text)'}",
+        f"{result.method.name}, {result.cut.visual_tokens} visual tokens: {result.cut.answer or '(no text)'}",
+    ]
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """Print both answers and the table of costs."""
+    console.print(f"[bold]{escape(result.question)}[/]")
+    for name, side in (("uncut", result.uncut), (result.method.name, result.cut)):
+        answer = escape(side.answer) or "[dim](no text)[/]"
+        console.print(f"[cyan]{name}[/] [dim]({side.visual_tokens} visual tokens)[/]: {answer}")
+    table = Table(caption=f"Times are medians of {result.repeats} run(s) each; FLOPs are counted.")
+    table.add_column("")
+    for heading in ("uncut", result.method.name, "of uncut"):
+        table.add_column(heading, justify="right")
+    for group in zip(cost_rows(result.uncut), cost_rows(result.cut), strict=True):
+        for (label, before, unit), (_, after, _) in zip(*group, strict=True):
+            share = f"{after / before:.0%}" if before else "-"
+            table.add_row(label, amount(before, unit), amount(after, unit), share)
+        table.add_section()
+    console.print(table)
+
+
+def cost_rows(side: Outcome) -> list[list[tuple[str, float, str]]]:
+    """Label, amount and unit of every row, in groups."""
+    seconds, flops = side.seconds, side.flops
+    return [
+        [
+            ("visual tokens into the language model", side.visual_tokens, ""),
+            ("visual tokens, mean over its layers", side.visual_tokens_mean, ""),
+            ("key/value entries after prefill", side.kv_entries, ""),
+        ],
+        [
+            ("FLOPs of the vision tower", flops.tower, "FLOP"),
+            ("FLOPs of projector and prefill", flops.projector + flops.prefill, "FLOP"),
+        ],
+        [
+            ("time in the vision tower", seconds.tower, "s"),
+            ("time of prefill", seconds.prefill, "s"),
+            ("time of decoding", seconds.decoding, "s"),
+            ("time for the rest", seconds.rest, "s"),
+            ("time in all", seconds.total, "s"),
+        ],
+        [
+            ("tokens generated", side.new_tokens, ""),
+            ("time of decoding, per token", seconds.decoding / max(1, side.new_tokens - 1), "s"),
+        ],
+    ]
+
+
+def amount(value: float, unit: str) -> str:
+    """A number with its unit, at a precision that can be read."""
+    if unit == "s":
+        return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+    if unit == "FLOP":
+        for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if value >= factor:
+                return f"{value / factor:.2f} {prefix}"
+        return f"{value:.0f}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
