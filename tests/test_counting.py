@@ -65,7 +65,7 @@ def test_an_image_trace_describes_the_way_through_the_tower() -> None:
     (image,) = handle.trace.images
     assert (image.grid, image.patches, image.placeholders, image.visual_tokens) == ((6, 6), 36, 36, 9)
     assert image.kept.dtype == torch.int64 and image.kept.tolist() == sorted(set(image.kept.tolist()))
-    assert len(image.tokens_after_layer) == 8 and image.layers_run == 7
+    assert len(image.tokens_after_layer) == 8 and image.tiles[0].layers_run == 7
     assert image.tokens_into_layer == [37, *image.tokens_after_layer[:6]]
     previous = set(range(36))
     for layer, kept in image.kept_after_layer.items():
@@ -73,4 +73,4 @@ def test_an_image_trace_describes_the_way_through_the_tower() -> None:
         assert image.tokens_after_layer[layer] == len(kept) + 1
         previous = set(kept.tolist())
     assert previous == set(image.kept.tolist())
-    assert image.kept_placeholders().nonzero()[:, 0].tolist() == image.kept.tolist()
+    assert image.placeholder_kept.nonzero()[:, 0].tolist() == image.kept.tolist()

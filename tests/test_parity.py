@@ -104,5 +104,5 @@ def test_stock_model(cases: dict[str, golden.Case], name: str) -> None:
 
 
 def test_golden_files_are_whole() -> None:
-    assert {path.parent.name for path in Path(golden.FOLDER).glob("*/meta.json")} == set(golden.LLAVA_CASES)
+    assert {path.parent.name for path in Path(golden.FOLDER).glob("*/meta.json")} == {*golden.LLAVA_CASES, "llava_next"}
     assert len(RUNS) == 15

@@ -12,8 +12,10 @@ from .errors import UnsupportedModelError
 from .methods import FlowCut, Method
 from .models import ModelParts, find_parts
 from .stages.attention import implementation_of
+from .stages.decoder import check_layers
 from .stages.sequence import SequenceStage
-from .stages.vision import VisionStage, target_patches
+from .stages.tiles import budget_of_patches
+from .stages.vision import VisionStage
 from .trace import Trace
 
 HANDLE = "_flowcut_handle"
@@ -95,7 +97,8 @@ def attach(model: nn.Module, method: Method) -> Handle:
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    target_patches(method, patches_of(parts), choice)
+    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice)
+    check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
     for attention in parts.tower.attentions:
         implementation_of(attention, parts.tower.config._attn_implementation or "eager")
     previous: Handle | None = parts.base.__dict__.get(HANDLE)

@@ -90,9 +90,9 @@ class ModelCosts:
         """``tokens`` visual tokens through the projector."""
         return tokens * self.projector_linear
 
-    def prefill(self, tokens: int) -> int:
-        """A prompt of ``tokens`` tokens through all decoder layers."""
-        return self.decoder_layers * layer_flops(tokens, self.decoder_linear, self.decoder_width)
+    def decoder(self, layers: int, tokens: int) -> int:
+        """A prompt of ``tokens`` tokens through ``layers`` decoder layers."""
+        return layers * layer_flops(tokens, self.decoder_linear, self.decoder_width)
 
 
 def layer_flops(tokens: int, linear: int, width: int) -> int:

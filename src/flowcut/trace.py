@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .counting import Flops, ModelCosts
 
+if TYPE_CHECKING:
+    from .models.base import ImageLayout
+    from .stages.decoder import Stretch
+
 
 @dataclass(frozen=True)
-class ImageTrace:
-    """One image on its way through the vision tower.
+class TileTrace:
+    """One row of the vision tower's batch: a picture, or a tile of one.
 
     Attributes:
         kept: indices of the patches that left the tower, into its patch grid (row-major), sorted; int64 ``[K]``.
-        grid: the patch grid, (height, width).
+        patches: patches of the uncut tile.
         tokens_after_layer: tokens alive after every vision layer, prefix tokens such as CLS included; the layers
             behind ``layers_run`` repeat the last count.
         layers_run: vision layers that ran; those behind the feature layer do not.
         kept_after_layer: the patches alive after each layer that cut, by layer.
-        visible_prefix: prefix tokens (CLS) that the language model sees in front of the patches.
     """
 
     kept: Tensor
-    grid: tuple[int, int]
+    patches: int
     tokens_after_layer: list[int]
     layers_run: int
     kept_after_layer: dict[int, Tensor]
-    visible_prefix: int
-
-    @property
-    def patches(self) -> int:
-        """Patches of the uncut image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def placeholders(self) -> int:
-        """Visual tokens of the uncut image, as they are counted in the prompt."""
-        return self.visible_prefix + self.patches
-
-    @property
-    def visual_tokens(self) -> int:
-        """Visual tokens of the image that enter the language model."""
-        return self.visible_prefix + len(self.kept)
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing was cut (the budget covers the whole image)."""
-        return len(self.kept) == self.patches
 
     @property
     def tokens_into_layer(self) -> list[int]:
@@ -58,46 +43,142 @@ class ImageTrace:
         alive_at_first = self.patches + self.tokens_after_layer[-1] - len(self.kept)
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
-    def kept_placeholders(self) -> Tensor:
-        """Boolean ``[placeholders]``: which of the prompt's placeholders of this image stay."""
-        mask = torch.zeros(self.placeholders, dtype=torch.bool, device=self.kept.device)
-        mask[: self.visible_prefix] = True
-        mask[self.kept + self.visible_prefix] = True
-        return mask
+
+@dataclass(frozen=True)
+class ImageTrace:
+    """One image on its way through the vision tower.
+
+    Attributes:
+        tiles: what happened to every tile; LLaVA-1.5 has one.
+        layout: how its patches become visual tokens.
+        placeholder_kept: boolean, one for each visual token of the prompt: which of them stay.
+        visual_tokens: how many stay and enter the language model.
+        target: how many may stay in the end, after cuts inside the language model.
+    """
+
+    tiles: tuple[TileTrace, ...]
+    layout: ImageLayout
+    placeholder_kept: Tensor
+    visual_tokens: int
+    target: int
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The patch grid, (height, width), or (tiles, height, width) where the model cuts images into tiles."""
+        return self.layout.grid
+
+    @property
+    def patches(self) -> int:
+        """Patches of the uncut image, over all tiles."""
+        return sum(tile.patches for tile in self.tiles)
+
+    @property
+    def placeholders(self) -> int:
+        """Visual tokens of the uncut image, as they are counted in the prompt."""
+        return len(self.placeholder_kept)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut, neither in the tower nor later (the budget covers the whole image)."""
+        return self.visual_tokens == self.placeholders == self.target
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices of the patches that left the tower, into ``grid`` (row-major), sorted; int64 ``[K]``."""
+        return self._flat([tile.kept for tile in self.tiles])
+
+    @property
+    def kept_after_layer(self) -> dict[int, Tensor]:
+        """The patches alive after each layer that cut (all of a tile that did not cut there), by layer."""
+        alive = [torch.arange(tile.patches, device=tile.kept.device) for tile in self.tiles]
+        after: dict[int, Tensor] = {}
+        for layer in sorted({layer for tile in self.tiles for layer in tile.kept_after_layer}):
+            alive = [tile.kept_after_layer.get(layer, before) for tile, before in zip(self.tiles, alive, strict=True)]
+            after[layer] = self._flat(alive)
+        return after
+
+    @property
+    def tokens_after_layer(self) -> list[int]:
+        """Tokens alive after every vision layer, prefix tokens included, over all tiles."""
+        return [sum(counts) for counts in zip(*(tile.tokens_after_layer for tile in self.tiles), strict=True)]
+
+    @property
+    def tokens_into_layer(self) -> list[int]:
+        """Tokens entering every vision layer that ran, over all tiles."""
+        return [sum(counts) for counts in zip(*(tile.tokens_into_layer for tile in self.tiles), strict=True)]
+
+    def _flat(self, kept: list[Tensor]) -> Tensor:
+        return torch.cat([indices + number * self.tiles[0].patches for number, indices in enumerate(kept)])
 
 
 @dataclass(frozen=True)
 class SequenceTrace:
-    """The prompts of one forward pass in front of the language model, one entry per sample.
+    """The prompts of one forward pass, one entry per sample.
 
     Attributes:
         visual_tokens: visual tokens entering the language model.
-        columns: ``[B, L]``, for every column of the shortened batch the column of the given ``input_ids``
-            it came from, -1 where it is padding.
-        attention_mask: ``[B, past + L]``, 1 for real tokens.
-        source_length: columns of the given ``input_ids``.
+        stretches: the columns that each run of decoder layers saw; one, unless there were cuts inside the model.
+        stretch_layers: the first layer of every stretch but the first.
         uncut_attended: ``[B]``, real tokens of every sample, had nothing been cut in this pass.
         images_of: the images of every sample.
         costs: what the FLOPs are computed from.
     """
 
     visual_tokens: tuple[int, ...]
-    columns: Tensor
-    attention_mask: Tensor
-    source_length: int
+    stretches: Sequence[Stretch]
+    stretch_layers: tuple[int, ...]
     uncut_attended: Tensor
     images_of: tuple[tuple[ImageTrace, ...], ...]
     costs: ModelCosts
 
     @property
-    def visual_tokens_mean(self) -> tuple[float, ...]:
-        """Visual tokens averaged over the decoder layers (all layers see the same until a method cuts there)."""
-        return tuple(float(tokens) for tokens in self.visual_tokens)
+    def source_length(self) -> int:
+        """Columns of the given ``input_ids``."""
+        return self.stretches[0].cut.source_length
+
+    @property
+    def columns(self) -> Tensor:
+        """``[B, L]``: for every column entering the language model the column of ``input_ids``, -1 in padding."""
+        return self.stretches[0].cut.columns()
+
+    @property
+    def output_columns(self) -> Tensor:
+        """``[B, K]``: the same for the columns that leave the language model, those of the logits."""
+        return self.stretches[-1].cut.columns()
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """``[B, past + L]``, 1 for the real tokens entering the language model."""
+        return self.stretches[0].attended
 
     @cached_property
-    def kv_entries(self) -> tuple[int, ...]:
-        """Key/value entries per decoder layer after this pass, padding not counted."""
-        return tuple(int(row) for row in self.attention_mask.long().sum(dim=-1).tolist())
+    def layers_of_stretch(self) -> list[int]:
+        """How many decoder layers each stretch has."""
+        bounds = [0, *self.stretch_layers[: len(self.stretches) - 1], self.costs.decoder_layers]
+        return [after - before for before, after in pairwise(bounds)]
+
+    @cached_property
+    def visual_tokens_mean(self) -> tuple[float, ...]:
+        """Visual tokens averaged over the decoder layers."""
+        per_stretch = [(stretch.image >= 0).sum(dim=1).tolist() for stretch in self.stretches]
+        return self._layer_mean(per_stretch)
+
+    @cached_property
+    def kv_entries_per_stretch(self) -> list[list[int]]:
+        """Key/value entries per decoder layer after this pass, padding not counted, for stretch and sample."""
+        return [stretch.attended.long().sum(dim=1).tolist() for stretch in self.stretches]
+
+    @cached_property
+    def kv_entries(self) -> tuple[float, ...]:
+        """Key/value entries after this pass, averaged over the decoder layers, padding not counted."""
+        return self._layer_mean(self.kv_entries_per_stretch)
+
+    def _layer_mean(self, per_stretch: list[list[int]]) -> tuple[float, ...]:
+        layers = self.layers_of_stretch
+        return tuple(
+            sum(count * tokens for count, tokens in zip(layers, sample, strict=True)) / sum(layers)
+            for sample in zip(*per_stretch, strict=True)
+        )
 
     @cached_property
     def flops(self) -> tuple[Flops, ...]:
@@ -105,25 +186,27 @@ class SequenceTrace:
         return tuple(
             Flops(
                 tower=sum(
-                    self.costs.tower(
-                        image.patches, image.tokens_into_layer, image.tokens_after_layer[: image.layers_run]
-                    )
+                    self.costs.tower(tile.patches, tile.tokens_into_layer, tile.tokens_after_layer[: tile.layers_run])
                     for image in images
+                    for tile in image.tiles
                 ),
                 projector=sum(self.costs.projector(image.visual_tokens) for image in images),
-                prefill=self.costs.prefill(tokens),
+                prefill=sum(
+                    self.costs.decoder(layers, tokens)
+                    for layers, tokens in zip(self.layers_of_stretch, per_stretch, strict=True)
+                ),
             )
-            for images, tokens in zip(self.images_of, self.kv_entries, strict=True)
+            for images, per_stretch in zip(self.images_of, zip(*self.kv_entries_per_stretch, strict=True), strict=True)
         )
 
     @cached_property
     def uncut_flops(self) -> tuple[Flops, ...]:
-        """What the same pass costs in the uncut model."""
+        """What the same pass costs in the uncut model, which runs every layer of the tower."""
         return tuple(
             Flops(
-                tower=sum(self.costs.uncut_tower(image.patches) for image in images),
-                projector=sum(self.costs.projector(image.placeholders) for image in images),
-                prefill=self.costs.prefill(tokens),
+                tower=sum(self.costs.uncut_tower(tile.patches) for image in images for tile in image.tiles),
+                projector=sum(self.costs.projector(image.patches) for image in images),
+                prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
             )
             for images, tokens in zip(self.images_of, self.uncut_attended.tolist(), strict=True)
         )

@@ -129,7 +129,7 @@ def test_the_processor_fits_the_model(folder: Path, aspect: str | None) -> None:
 def test_what_cannot_be_read_says_so(folder: Path, tmp_path: Path) -> None:
     for changes, message in (
         ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
-        ({"mm_patch_merge_type": "spatial_unpad"}, "LLaVA-NeXT"),
+        ({"mm_patch_merge_type": "spatial"}, "LLaVA-NeXT"),
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'"),
     ):
         before = (folder / "config.json").read_text()

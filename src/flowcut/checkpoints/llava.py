@@ -1,4 +1,4 @@
-"""LLaVA's own checkpoint format, read into ``LlavaForConditionalGeneration``.
+"""LLaVA's own checkpoint format, read into ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``.
 
 The original repositories (``liuhaotian/llava-v1.5-7b``, ``JosephTong/llava-v1.5-7b-flowcut192``) keep a Llama
 config with ``mm_*`` keys and weights named after LLaVA's modules. The vision tower's weights lie in the same
@@ -24,21 +24,27 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
     MistralConfig,
     PreTrainedConfig,
 )
 from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+from transformers.models.llava_next.image_processing_llava_next import LlavaNextImageProcessor
 
 from ..errors import UnsupportedModelError
 
+LlavaModelWithHead = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 logger = logging.getLogger(__name__)
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 RENAMES = {
     "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
     "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
+    "model.image_newline": "model.image_newline",
     "model.": "model.language_model.",
     "lm_head.": "lm_head.",
 }
@@ -60,12 +66,17 @@ def is_original_llava(config: dict[str, Any]) -> bool:
     return "mm_projector_type" in config or "mm_vision_tower" in config
 
 
+def cuts_tiles(original: dict[str, Any]) -> bool:
+    """Whether a config is that of LLaVA-NeXT, which cuts pictures into tiles."""
+    return original.get("mm_patch_merge_type", "flat") != "flat"
+
+
 def load_llava(
     path_or_id: str | Path,
     *,
     vision_tower: str | Path | PreTrainedConfig | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | None]:
+) -> tuple[LlavaModelWithHead, LlavaProcessor | LlavaNextProcessor | None]:
     """Read a checkpoint in LLaVA's own format.
 
     Args:
@@ -134,10 +145,9 @@ def check_format(original: dict[str, Any], folder: Path) -> None:
             "two-layer MLP of LLaVA-1.5, 'mlp2x_gelu', and no other."
         )
     merge = original.get("mm_patch_merge_type", "flat")
-    if merge != "flat" or original.get("image_aspect_ratio") == "anyres":
+    if merge not in ("flat", "spatial_unpad"):
         raise UnsupportedModelError(
-            f"{folder} cuts pictures into tiles (mm_patch_merge_type={merge!r}): that is LLaVA-NeXT, not LLaVA-1.5. "
-            "Use its Hugging Face version (llava-hf/llava-v1.6-...)."
+            f"mm_patch_merge_type is {merge!r}; known: 'flat' (LLaVA-1.5) and 'spatial_unpad' (LLaVA-NeXT)."
         )
     feature = original.get("mm_vision_select_feature", "patch")
     if feature not in SELECT_STRATEGIES:
@@ -181,7 +191,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 def convert_config(
     original: dict[str, Any], tower_config: PreTrainedConfig, image_token_id: int, tokenizer: Any
-) -> LlavaConfig:
+) -> LlavaConfig | LlavaNextConfig:
     """The Hugging Face config that says the same."""
     text_class = MistralConfig if "Mistral" in "".join(original.get("architectures") or ()) else LlamaConfig
     ours = {
@@ -193,7 +203,14 @@ def convert_config(
         ours["vocab_size"] = max(original["vocab_size"], len(tokenizer))
         ours["pad_token_id"] = tokenizer.pad_token_id
     strategy: Any = SELECT_STRATEGIES[original.get("mm_vision_select_feature", "patch")]
-    return LlavaConfig(
+    form: type[LlavaConfig] | type[LlavaNextConfig] = LlavaConfig
+    tiles: dict[str, Any] = {}
+    if cuts_tiles(original):
+        form = LlavaNextConfig
+        # LLaVA writes resolutions as (width, height), Hugging Face as (height, width).
+        tiles = {"image_grid_pinpoints": [[height, width] for width, height in original["image_grid_pinpoints"]]}
+    return form(
+        **tiles,
         vision_config=tower_config,
         text_config=text_class(**ours),
         image_token_index=image_token_id,
@@ -205,7 +222,9 @@ def convert_config(
     )
 
 
-def convert_weights(weights: dict[str, Tensor], tower_source: str | None, config: LlavaConfig) -> dict[str, Tensor]:
+def convert_weights(
+    weights: dict[str, Tensor], tower_source: str | None, config: LlavaConfig | LlavaNextConfig
+) -> dict[str, Tensor]:
     """The weights under their Hugging Face names, the vocabulary extended where the config says so."""
     tower = {
         name.removeprefix(TOWER_PREFIX).removeprefix("vision_model."): tensor
@@ -234,37 +253,45 @@ def convert_weights(weights: dict[str, Tensor], tower_source: str | None, config
     return {name: tensor for name, tensor in state.items() if not name.endswith(("position_ids", "inv_freq"))}
 
 
-def build_model(config: LlavaConfig, state: dict[str, Tensor]) -> LlavaForConditionalGeneration:
+def build_model(config: LlavaConfig | LlavaNextConfig, state: dict[str, Tensor]) -> LlavaModelWithHead:
     """The model with these weights, in their dtype, in evaluation mode.
 
     Raises:
         ValueError: weights are missing or left over; names them.
     """
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+    form: Any = LlavaForConditionalGeneration
+    if isinstance(config, LlavaNextConfig):
+        form = LlavaNextForConditionalGeneration
+    loaded: Any = form.from_pretrained(
         None,
         config=config,
         state_dict=state,
         dtype=state["model.language_model.norm.weight"].dtype,
         output_loading_info=True,
     )
-    model: LlavaForConditionalGeneration = loaded[0].eval()
+    model: LlavaModelWithHead = loaded[0].eval()
     report: dict[str, Any] = loaded[1]
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ValueError(f"The checkpoint's weights do not fit its config: {report}.")
     return model
 
 
-def build_processor(original: dict[str, Any], config: LlavaConfig, tokenizer: Any) -> LlavaProcessor:
+def build_processor(
+    original: dict[str, Any], config: LlavaConfig | LlavaNextConfig, tokenizer: Any
+) -> LlavaProcessor | LlavaNextProcessor:
     """The processor that prepares pictures and prompts as the original code does."""
     vision: Any = config.vision_config
     size = vision.image_size
-    if original.get("image_aspect_ratio") == "pad":
-        image_processor: Any = LlavaImageProcessor(
-            do_pad=True, size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        )
+    sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    form: Any = LlavaProcessor
+    if isinstance(config, LlavaNextConfig):
+        form = LlavaNextProcessor
+        image_processor: Any = LlavaNextImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **sizes)
+    elif original.get("image_aspect_ratio") == "pad":
+        image_processor = LlavaImageProcessor(do_pad=True, **sizes)
     else:
-        image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    return LlavaProcessor(  # type: ignore[no-untyped-call]
+        image_processor = CLIPImageProcessor(**sizes)
+    processor: LlavaProcessor | LlavaNextProcessor = form(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=vision.patch_size,
@@ -273,3 +300,4 @@ def build_processor(original: dict[str, Any], config: LlavaConfig, tokenizer: An
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+    return processor

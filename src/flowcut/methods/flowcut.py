@@ -109,9 +109,7 @@ class FlowCutDecoderPolicy(DecoderPolicy):
         """``(A / sum A + M / sum M) * R`` over one image's tokens, ``[1, N]``; softmaxes over these tokens only."""
         groups = view.query.shape[1] // view.key.shape[1]
         query = view.query[row : row + 1, :, last : last + 1].float()
-        key, value = (
-            states[row : row + 1].repeat_interleave(groups, dim=1) for states in (view.key, view.value)
-        )
+        key, value = (states[row : row + 1].repeat_interleave(groups, dim=1) for states in (view.key, view.value))
         value_last = value[:, :, last : last + 1].float()
         relation = flow.head_mean_softmax(query, key[:, :, columns], view.scaling)
         semantic = flow.head_mean_softmax(value_last, value[:, :, columns], view.scaling)

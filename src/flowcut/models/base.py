@@ -82,11 +82,13 @@ class ImageLayout:
         grid: (height, width) of its patches, or (tiles, height, width).
         tokens: int64 ``[visual tokens]``: the patch behind every visual token of the prompt, counted over all
             tiles, or :data:`PREFIX` or :data:`SEPARATOR`.
+        complete: whether every patch stands behind exactly one token and there are no separators.
     """
 
     tiles: int
     grid: tuple[int, ...]
     tokens: Tensor
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -142,4 +144,4 @@ class ModelFamily(ABC):
         """
         patches = torch.arange(grid[0] * grid[1])
         tokens = torch.cat([torch.full((choice.visible_prefix,), PREFIX), patches])
-        return [ImageLayout(1, grid, tokens)] * images
+        return [ImageLayout(1, grid, tokens, complete=True)] * images

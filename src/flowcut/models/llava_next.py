@@ -42,9 +42,7 @@ class LlavaNext(Llava):
         ]
         patches = grid[0] * grid[1]
         # The model's own packing, applied to patch numbers instead of features, tells what every token is.
-        numbers = [
-            torch.arange(count * patches, dtype=torch.float64).reshape(count, patches, 1) for count in tiles
-        ]
+        numbers = [torch.arange(count * patches, dtype=torch.float64).reshape(count, patches, 1) for count in tiles]
         packed, _ = type(model).pack_image_features(
             model,
             numbers,
@@ -53,6 +51,6 @@ class LlavaNext(Llava):
             image_newline=torch.full((1,), float(SEPARATOR), dtype=torch.float64),
         )
         return [
-            ImageLayout(count, (count, *grid), tokens.squeeze(-1).long())
+            ImageLayout(count, (count, *grid), tokens.squeeze(-1).long(), complete=False)
             for count, tokens in zip(tiles, packed, strict=True)
         ]

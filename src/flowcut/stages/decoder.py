@@ -68,9 +68,7 @@ class Stretch:
             before=before,
             cut=self.cut.then(chosen),
             new_mask=chosen.take(self.new_mask),
-            positions=shifted_positions(
-                self.positions, chosen, before.removed - self.before.removed, dropped, compact
-            ),
+            positions=shifted_positions(self.positions, chosen, before.removed - self.before.removed, dropped, compact),
             removed=self.removed + dropped.sum(dim=1),
             image=chosen.take(self.image, -1),
         )

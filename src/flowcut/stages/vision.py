@@ -21,9 +21,10 @@ from ..errors import FlowCutError, NotAppliedError
 from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
 from ..models.base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from ..selection import compose, counts_mask, gather_tokens, with_prefix
-from ..trace import ImageTrace
+from ..trace import ImageTrace, TileTrace
 from .attention import PASS_KEYWORD, Observation, current_pass
 from .overrides import Override
+from .tiles import TilePlan, pack_tiles, plan_image
 
 TRACES = "flowcut_images"
 """Attribute of a tower's output that holds the traces of its images."""
@@ -32,23 +33,32 @@ call_options: ContextVar[dict[str, Any]] = ContextVar("flowcut_call_options", de
 """Arguments of the ``get_image_features`` call at work; read only."""
 
 
+latest_traces: ContextVar[list[ImageTrace]] = ContextVar("flowcut_latest_traces", default=[])  # noqa: B039
+"""Traces of the tower's pass in the ``get_image_features`` call at work, for the packing behind it; read only."""
+
+
 class VisionPass:
     """One batch of images on its way through the tower."""
 
-    def __init__(self, tower: VisionTower, choice: FeatureChoice, pixel_values: Tensor, method: Method) -> None:
+    def __init__(
+        self,
+        tower: VisionTower,
+        choice: FeatureChoice,
+        plan: list[TilePlan],
+        patches: int,
+        method: Method,
+        device: torch.device,
+    ) -> None:
         self.tower = tower
         self.choice = choice
+        self.plan = plan
+        self.patches = patches
         self.last_layer = max(choice.layers)
-        self.grid = (pixel_values.shape[-2] // tower.patch_size, pixel_values.shape[-1] // tower.patch_size)
-        self.images = pixel_values.shape[0]
-        patches = self.grid[0] * self.grid[1]
-        target = target_patches(method, patches, choice)
+        self.targets = tuple(target for image in plan for target in image.targets)
         self.policy: VisionPolicy | None = None
-        if target < patches:
-            targets = (target,) * self.images
-            self.policy = method.vision_policy(TowerPass(patches, targets, self.last_layer, pixel_values.device))
-        self.target = target
-        self.counts: tuple[int, ...] = (patches,) * self.images
+        if any(target < patches for target in self.targets):
+            self.policy = method.vision_policy(TowerPass(patches, self.targets, self.last_layer, device))
+        self.counts: tuple[int, ...] = (patches,) * len(self.targets)
         self.alive: Tensor | None = None
         self.valid: Tensor | None = None
         self.mask: Any = None
@@ -141,50 +151,41 @@ class VisionPass:
                 hidden = self.narrow(cut_layer, hidden)
         return hidden
 
-    def traces(self) -> list[ImageTrace]:
+    def traces(self, keep_separators: bool) -> list[ImageTrace]:
         """What happened to every image.
+
+        Args:
+            keep_separators: whether separators of rows that still have a patch stay.
 
         Raises:
             NotAppliedError: layers were skipped, or an image still has more tokens than its budget.
         """
-        if len(self.tokens_after_layer) < self.last_layer or any(count != self.target for count in self.counts):
+        if len(self.tokens_after_layer) < self.last_layer or self.counts != self.targets:
             raise NotAppliedError(
-                f"The vision tower ended with {self.counts} patches per image instead of {self.target}: "
+                f"The vision tower ended with {self.counts} patches per image instead of {self.targets}: "
                 f"{len(self.tokens_after_layer)} of {self.last_layer} layers passed through the method. Its forward "
                 "was replaced or wrapped after attaching; detach, make the change, then attach."
             )
+        tiles = [self._tile(row) for row in range(len(self.targets))]
+        traces = []
+        for image in self.plan:
+            own = tuple(tiles.pop(0) for _ in range(image.layout.tiles))
+            traces.append(image.trace(own, keep_separators))
+        return traces
+
+    def _tile(self, row: int) -> TileTrace:
         unrun = len(self.tower.layers) - len(self.tokens_after_layer)
         counts = [*self.tokens_after_layer, *[self.tokens_after_layer[-1]] * unrun]
-        everything = torch.arange(self.grid[0] * self.grid[1])
-        return [
-            ImageTrace(
-                kept=everything if self.alive is None else self.alive[image],
-                grid=self.grid,
-                tokens_after_layer=[after[image] for after in counts],
-                layers_run=self.last_layer,
-                kept_after_layer={
-                    layer: kept[image, : counted[image]] for layer, (kept, counted) in self.kept_after_layer.items()
-                },
-                visible_prefix=self.choice.visible_prefix,
-            )
-            for image in range(self.images)
-        ]
-
-
-def target_patches(method: Method, patches: int, choice: FeatureChoice) -> int:
-    """How many patches leave the tower, so that with its visible prefix tokens the budget is met.
-
-    Raises:
-        ValueError: the budget does not even cover the prefix tokens and one patch.
-    """
-    tokens = method.tokens_to_keep(patches + choice.visible_prefix)
-    if tokens <= choice.visible_prefix:
-        raise ValueError(
-            f"A budget of {tokens} visual token(s) leaves no patch: the model also reads "
-            f"{choice.visible_prefix} prefix token(s) of the tower (vision_feature_select_strategy='full'). "
-            f"Give at least {choice.visible_prefix + 1}."
+        kept = torch.arange(self.patches) if self.alive is None else self.alive[row, : self.counts[row]]
+        return TileTrace(
+            kept=kept,
+            patches=self.patches,
+            tokens_after_layer=[after[row] for after in counts],
+            layers_run=self.last_layer,
+            kept_after_layer={
+                layer: alive[row, : counted[row]] for layer, (alive, counted) in self.kept_after_layer.items()
+            },
         )
-    return tokens - choice.visible_prefix
 
 
 class VisionStage:
@@ -212,6 +213,8 @@ class VisionStage:
             Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)
         ]
         self.overrides.append(Override(parts.base, "get_image_features", with_call_options))
+        if parts.packer is not None:
+            self.overrides.append(Override(parts.base, parts.packer, pack_kept))
 
     def close(self) -> None:
         """Take every hook and override off again."""
@@ -226,8 +229,14 @@ class VisionStage:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self.observation.refresh()
         pixel_values = args[0] if args else kwargs["pixel_values"]
-        choice = self.family.feature_choice(self.parts, call_options.get())
-        return args, {**kwargs, PASS_KEYWORD: VisionPass(self.parts.tower, choice, pixel_values, self.method)}
+        options, tower = call_options.get(), self.parts.tower
+        choice = self.family.feature_choice(self.parts, options)
+        grid = (pixel_values.shape[-2] // tower.patch_size, pixel_values.shape[-1] // tower.patch_size)
+        layouts = self.family.layouts(self.parts, choice, len(pixel_values), grid, options)
+        patches = grid[0] * grid[1]
+        plan = [plan_image(self.method, layout, patches, choice, self.parts.second_cut) for layout in layouts]
+        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values.device)
+        return args, {**kwargs, PASS_KEYWORD: current}
 
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -239,7 +248,7 @@ class VisionStage:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         current: VisionPass = kwargs[PASS_KEYWORD]
-        traces = current.traces()
+        traces = current.traces(self.method.image_newline)
         states = output.hidden_states
         if states is not None:
             output.hidden_states = tuple(
@@ -247,6 +256,7 @@ class VisionStage:
                 for layer, state in enumerate(states)
             )
         setattr(output, TRACES, traces)
+        latest_traces.set(traces)
         return output
 
 
@@ -284,3 +294,15 @@ def with_call_options(original: Callable[..., Any], *args: Any, **kwargs: Any) -
         return original(*args, **kwargs)
     finally:
         call_options.reset(token)
+        latest_traces.set([])
+
+
+def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's packing of tiles, for images of which only some patches are left."""
+    traces = latest_traces.get()
+    if all(tile.patches == len(tile.kept) for trace in traces for tile in trace.tiles):
+        return original(image_features, image_sizes, *args, **kwargs)
+    bound = inspect.signature(original).bind(image_features, image_sizes, *args, **kwargs)
+    newline = bound.arguments.get("image_newline")
+    packed = [pack_tiles(trace, features, newline) for trace, features in zip(traces, image_features, strict=True)]
+    return packed, torch.tensor([len(features) for features in packed], device=packed[0].device)

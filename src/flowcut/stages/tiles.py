@@ -1,0 +1,112 @@
+"""From the patches of a tower's rows to the visual tokens of an image, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..methods.base import Method
+from ..models.base import PREFIX, SEPARATOR, FeatureChoice, ImageLayout
+from ..trace import ImageTrace, TileTrace
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """What shall become of one image.
+
+    Attributes:
+        layout: how it becomes visual tokens.
+        targets: patches of each tile that leave the tower.
+        target: visual tokens that stay in the end.
+    """
+
+    layout: ImageLayout
+    targets: tuple[int, ...]
+    target: int
+
+    def trace(self, tiles: tuple[TileTrace, ...], keep_separators: bool) -> ImageTrace:
+        """The image's trace, from what happened to its tiles."""
+        tokens = self.layout.tokens.to(tiles[0].kept.device)
+        if all(len(tile.kept) == tile.patches for tile in tiles):
+            kept, count = torch.ones_like(tokens, dtype=torch.bool), len(tokens)
+        else:
+            kept = kept_tokens(tokens, tiles, keep_separators)
+            cut = sum(tile.patches - len(tile.kept) for tile in tiles)
+            count = len(tokens) - cut if self.layout.complete else int(kept.sum())
+        return ImageTrace(tiles, self.layout, kept, count, self.target)
+
+
+def plan_image(method: Method, layout: ImageLayout, patches: int, choice: FeatureChoice, second_cut: bool) -> TilePlan:
+    """How many patches of each tile of an image leave the tower.
+
+    Raises:
+        ValueError: the budget does not even cover the prefix tokens and one patch.
+    """
+    available = len(layout.tokens)
+    tokens = method.tokens_to_keep(available)
+    if tokens == available:
+        return TilePlan(layout, (patches,) * layout.tiles, tokens)
+    budget = budget_of_patches(method, available, choice)
+    return TilePlan(layout, method.tile_targets(budget, layout.tiles, patches, second_cut), tokens)
+
+
+def budget_of_patches(method: Method, available: int, choice: FeatureChoice) -> int:
+    """What a budget for ``available`` visual tokens leaves for patches once the prefix tokens are taken off.
+
+    Raises:
+        ValueError: nothing.
+    """
+    tokens = method.tokens_to_keep(available)
+    if tokens <= choice.visible_prefix:
+        raise ValueError(
+            f"A budget of {tokens} visual token(s) leaves no patch: the model also reads "
+            f"{choice.visible_prefix} prefix token(s) of the tower (vision_feature_select_strategy='full'). "
+            f"Give at least {choice.visible_prefix + 1}."
+        )
+    return tokens - choice.visible_prefix
+
+
+def kept_tokens(tokens: Tensor, tiles: tuple[TileTrace, ...], keep_separators: bool) -> Tensor:
+    """Which visual tokens of a layout stay: boolean, of the shape of ``tokens``.
+
+    Args:
+        tokens: see :class:`~flowcut.models.base.ImageLayout`.
+        tiles: what is left of every tile.
+        keep_separators: whether a separator stays if a patch between it and the one before does.
+    """
+    patches = tiles[0].patches
+    alive = torch.zeros(len(tiles) * patches, dtype=torch.bool, device=tokens.device)
+    for number, tile in enumerate(tiles):
+        alive[tile.kept + number * patches] = True
+    kept = alive[tokens.clamp(min=0)] & (tokens >= 0)
+    if keep_separators:
+        # The overview tile of several has no separator of its own: it must not count for the first row's.
+        in_rows = kept & (tokens >= patches) if len(tiles) > 1 else kept
+        separators = (tokens == SEPARATOR).nonzero()[:, 0]
+        seen = in_rows.long().cumsum(0)[separators]
+        kept[separators] = seen > torch.cat([seen.new_zeros(1), seen[:-1]])
+    return kept | (tokens == PREFIX)
+
+
+def pack_tiles(trace: ImageTrace, features: Tensor, newline: Tensor | None) -> Tensor:
+    """The kept visual tokens of an image in the order of the prompt.
+
+    Args:
+        trace: what is left of the image.
+        features: projected patches ``[tiles, K, width]``; behind a tile's kept patches there may be padding.
+        newline: the separator's feature, ``[width]``.
+
+    Returns:
+        ``[kept visual tokens, width]``.
+    """
+    patches, width = trace.tiles[0].patches, features.shape[1]
+    place = torch.zeros(trace.patches, dtype=torch.long, device=features.device)
+    for number, tile in enumerate(trace.tiles):
+        place[tile.kept + number * patches] = torch.arange(len(tile.kept), device=place.device) + number * width
+    tokens = trace.layout.tokens.to(features.device)[trace.placeholder_kept]
+    packed = features.flatten(0, 1)[place[tokens.clamp(min=0)]]
+    if newline is not None:
+        packed = torch.where((tokens == SEPARATOR)[:, None], newline.to(packed), packed)
+    return packed
