@@ -23,11 +23,11 @@ from ..errors import FlowCutError, NotAppliedError
 from ..methods.base import Method
 from ..models.base import ModelParts
 from ..trace import ImageTrace, SequenceTrace, Trace
+from .attention import PASS_KEYWORD
 from .cache import CacheState, read_states, write_states
 from .columns import all_columns, keep_columns, shifted_positions
 from .decoder import DecoderPass, DecoderStage, Stretch
 from .generation import expand_with_traces, new_columns, prefill
-from .attention import PASS_KEYWORD
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
 
