@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import FlowCutError
@@ -14,6 +15,9 @@ from .vision import TRACES
 
 new_columns: ContextVar[int | None] = ContextVar("flowcut_new_columns", default=None)
 """During a prefill that continues on a cut cache: how many columns of the prompt are new."""
+
+
+_PROMPT = "flowcut_prompt"
 
 
 class StandIn:
@@ -77,3 +81,19 @@ def prefill(
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
     finally:
         new_columns.reset(token)
+
+
+def prompt_length(outputs: Any, tokens: Tensor) -> int:
+    """How many columns of ``tokens`` are the prompt, and not generated on top of it without a cache.
+
+    ``generate(use_cache=False)`` passes the same encoded images with the prompt and all tokens so far at every step.
+
+    Args:
+        outputs: the encoded images; remembers the first prompt it came with.
+        tokens: ``[B, L]`` token ids, or ``[B, L, width]`` embeddings.
+    """
+    prompt: Tensor | None = getattr(outputs, _PROMPT, None)
+    if prompt is not None and torch.equal(tokens[:, : prompt.shape[1]], prompt):
+        return prompt.shape[1]
+    setattr(outputs, _PROMPT, tokens)
+    return tokens.shape[1]
