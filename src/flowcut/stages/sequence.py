@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class SequenceStage:
         if top is not base:
             self.overrides = [
                 Override(top, "loss_function", self._loss, slot="_loss_function"),
-                Override(top, "_expand_multimodal_outputs", expand_with_traces),
+                Override(top, "_expand_multimodal_outputs", partial(expand_with_traces, parts)),
                 Override(top, "_prefill", prefill),
             ]
 
