@@ -68,6 +68,24 @@ def test_gradients_reach_tower_projector_and_language_model() -> None:
     assert not [name for name in found if "vision_tower.encoder.layers.7." in name and found[name].abs().sum() > 0]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_gradients_of_a_ragged_batch_are_those_of_single_runs(attention: str) -> None:
+    model, pixels = tiny.tiny_model(attention=attention), tiny.pictures(4)
+    attach(model, FlowCut(target_num=TARGET))
+
+    def gradients_of(images: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        torch.stack(list(model.get_image_features(images).pooler_output)).square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.model.vision_tower.named_parameters() if p.grad is not None}
+
+    singles = [gradients_of(pixels[image : image + 1]) for image in range(4)]
+    together = gradients_of(pixels)
+    expected = {name: torch.stack([single[name] for single in singles]).sum(0) for name in together}
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_gradient_checkpointing_gives_the_same_gradients(tower: str, reentrant: bool) -> None:

@@ -2,7 +2,8 @@
 
 * linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
 * attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
-* a vision layer's MLP works on the tokens that go on after the layer, its attention on those that come in;
+* in a vision layer that cuts, the output projection and the MLP work on the tokens that go on, and attention has
+  only their queries (exact without padding in the batch);
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
 
 Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
@@ -46,8 +47,8 @@ class ModelCosts:
     patch_embedding: int
     tower_prefix: int
     tower_layers: int
-    tower_attention_linear: int
-    tower_mlp_linear: int
+    tower_inner_linear: int
+    tower_outer_linear: int
     tower_width: int
     projector_linear: int
     decoder_layers: int
@@ -65,8 +66,8 @@ class ModelCosts:
             patch_embedding=2 * tower.num_channels * parts.tower.patch_size**2 * tower.hidden_size,
             tower_prefix=parts.tower.prefix,
             tower_layers=len(parts.tower.layers),
-            tower_attention_linear=linear_flops(parts.tower.attentions[0]),
-            tower_mlp_linear=linear_flops(parts.tower.mlps[0]),
+            tower_inner_linear=linear_flops(parts.tower.attentions[0]) - linear_flops(parts.tower.projections[0]),
+            tower_outer_linear=linear_flops(parts.tower.projections[0]) + linear_flops(parts.tower.mlps[0]),
             tower_width=tower.hidden_size,
             projector_linear=linear_flops(parts.projector),
             decoder_layers=len(parts.decoder_layers),
@@ -77,7 +78,7 @@ class ModelCosts:
     def tower(self, patches: int, tokens_into_layer: Sequence[int], tokens_after_layer: Sequence[int]) -> int:
         """One image through the tower, given the tokens that enter and leave each layer that runs."""
         return patches * self.patch_embedding + sum(
-            layer_flops(into, self.tower_attention_linear, self.tower_width) + after * self.tower_mlp_linear
+            into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * into * after * self.tower_width
             for into, after in zip(tokens_into_layer, tokens_after_layer, strict=True)
         )
 

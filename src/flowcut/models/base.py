@@ -19,7 +19,9 @@ class VisionTower:
         module: called with ``pixel_values``; returns an output with ``hidden_states``.
         layers: its transformer layers, in order.
         attentions: the attention module of each layer (it looks up its implementation in its ``config``).
-        mlps: the MLP of each layer; called with ``[B, S, width]``, it works on each token by itself.
+        projections: the output projection of each layer's attention.
+        mlps: the MLP of each layer. Like the projections, called with ``[B, S, width]``, it works on each token by
+            itself.
         prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
         patch_size: pixels along one side of a patch.
     """
@@ -27,6 +29,7 @@ class VisionTower:
     module: nn.Module
     layers: tuple[nn.Module, ...]
     attentions: tuple[nn.Module, ...]
+    projections: tuple[nn.Module, ...]
     mlps: tuple[nn.Module, ...]
     prefix: int
     patch_size: int

@@ -13,22 +13,23 @@ from .base import VisionTower
 
 @dataclass(frozen=True)
 class TowerLayout:
-    """Names inside a tower: its list of layers, a layer's attention module, and its prefix tokens.
+    """Names inside a tower: its list of layers, a layer's attention module and its output projection; prefix tokens.
 
-    Every layer also has an ``mlp`` that works on each token by itself.
+    Every layer also has an ``mlp``.
     """
 
     layers: str
     attention: str
+    projection: str
     cls_tokens: int
 
 
 LAYOUTS: dict[str, TowerLayout] = {
-    "clip_vision_model": TowerLayout("encoder.layers", "self_attn", 1),
-    "dinov2": TowerLayout("encoder.layer", "attention", 1),
-    "dinov2_with_registers": TowerLayout("encoder.layer", "attention", 1),
-    "vit": TowerLayout("layers", "attention", 1),
-    "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", 0),
+    "clip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 1),
+    "dinov2": TowerLayout("encoder.layer", "attention", "o_proj", 1),
+    "dinov2_with_registers": TowerLayout("encoder.layer", "attention", "o_proj", 1),
+    "vit": TowerLayout("layers", "attention", "o_proj", 1),
+    "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 0),
 }
 
 
@@ -50,6 +51,7 @@ def find_tower(module: nn.Module) -> VisionTower:
         module=module,
         layers=layers,
         attentions=tuple(layer.get_submodule(layout.attention) for layer in layers),
+        projections=tuple(layer.get_submodule(f"{layout.attention}.{layout.projection}") for layer in layers),
         mlps=tuple(layer.get_submodule("mlp") for layer in layers),
         prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
         patch_size=config.patch_size,

@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import UnsupportedModelError
+from .narrowing import Narrowing
 
 PASS_KEYWORD = "flowcut_pass"
 PREFIX = "flowcut_"
@@ -36,6 +37,9 @@ class ObservedPass(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
         """Look at one layer's q, k, v (``[B, H, S, D]``) and return the mask its attention must use."""
+
+    def narrowing(self, layer: int) -> Narrowing | None:
+        """The tokens whose attention is needed at all, or ``None`` where every token's is."""
 
 
 current_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_current_pass", default=None)
@@ -57,6 +61,12 @@ def observed_attention(
     if current is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         attention_mask = current.attend(seat.layer, query, key, value, scaling, attention_mask)
+        needed = current.narrowing(seat.layer)
+        # With a mask, implementations differ in how they tell queries from keys.
+        if needed is not None and attention_mask is None and seat.narrows:
+            narrow = needed.narrow(query.transpose(1, 2)).transpose(1, 2)
+            output, weights = seat.implementation(module, narrow, key, value, None, **kwargs)
+            return needed.widen(output, query.shape[2]), weights
     return seat.implementation(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -70,11 +80,18 @@ def hand_over_pass(
 
 
 class Seat:
-    """What an observed attention module carries: its layer index and the implementation behind the wrapper."""
+    """What an observed attention module carries.
 
-    def __init__(self, layer: int, implementation: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
+    Attributes:
+        layer: its index.
+        implementation: the attention function behind the wrapper.
+        narrows: whether that function may be called for some queries only (eager returns the map of all).
+    """
+
+    def __init__(self, layer: int, implementation: Callable[..., tuple[Tensor, Tensor | None]], narrows: bool) -> None:
         self.layer = layer
         self.implementation = implementation
+        self.narrows = narrows
 
 
 class Observation:
@@ -124,7 +141,7 @@ class Observation:
             observed = copy.copy(config)
             observed._attn_implementation_internal = PREFIX + name
             module.config = observed
-            module.__dict__[SEAT] = Seat(self.layers[number], functions[number])
+            module.__dict__[SEAT] = Seat(self.layers[number], functions[number], name != "eager")
         self.hooks = [module.register_forward_pre_hook(hand_over_pass, with_kwargs=True) for module in self.modules]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -133,6 +133,9 @@ class DecoderPass:
         self.stretches.append(following)
         return mask
 
+    def narrowing(self, layer: int) -> None:
+        """Every token's attention is needed: the cut comes behind the layer."""
+
     def cut(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states ``[B, S, width]`` that go on after ``layer``."""
         if len(self.stretches) < self.layers.index(layer) + 2:

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from transformers.masking_utils import create_bidirectional_mask
 from ..errors import FlowCutError, NotAppliedError
 from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
 from ..models.base import FeatureChoice, ModelFamily, ModelParts, VisionTower
-from ..selection import compose, counts_mask, gather_tokens, with_prefix
+from ..selection import compose, counts_mask, with_prefix
 from ..trace import ImageTrace, TileTrace
 from .attention import PASS_KEYWORD, Observation, current_pass
+from .narrowing import Narrowing
 from .overrides import Override
 from .tiles import TilePlan, pack_tiles, plan_image
 
@@ -63,8 +65,8 @@ class VisionPass:
         self.valid: Tensor | None = None
         self.mask: Any = None
         self.selections: dict[int, Selection | None] = {}
-        self.tokens_kept: dict[int, Tensor] = {}
-        self.tokens_into_mlp: dict[int, int] = {}
+        self.narrowings: dict[int, Narrowing] = {}
+        self.tokens_into: dict[int, int] = {}
         self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self.tokens_after_layer: list[tuple[int, ...]] = []
         self.masks_seen: dict[int, Any] = {}
@@ -87,30 +89,20 @@ class VisionPass:
                 self.policy.observe(view)
                 selection = self.policy.select(layer)
             if selection is not None:
-                self.tokens_kept[layer] = with_prefix(selection.index, self.tower.prefix)
+                counts = [self.tower.prefix + count for count in selection.counts]
+                self.narrowings[layer] = Narrowing.to(with_prefix(selection.index, self.tower.prefix), counts)
             self.selections[layer] = selection
         return mask
 
-    def narrow(self, layer: int, hidden: Tensor) -> Tensor:
-        """The tokens that go on after ``layer``, of ``hidden`` ``[B, S, width]``."""
-        index = self.tokens_kept.get(layer)
-        return hidden if index is None else gather_tokens(hidden, index.to(hidden.device))
-
-    def widen(self, layer: int, hidden: Tensor, tokens: int) -> Tensor:
-        """Undo :meth:`narrow`: ``[B, tokens, width]`` with zeros at the tokens that do not go on."""
-        index = self.tokens_kept[layer].to(hidden.device)
-        selection = self.selections[layer]
-        assert selection is not None
-        counts = [self.tower.prefix + count for count in selection.counts]
-        # Padding goes to one slot more, so that no token is written (or gets its gradient) twice.
-        real = counts_mask(counts, index.shape[1], hidden.device)
-        index = index.masked_fill(~real, tokens)
-        empty = hidden.new_zeros(hidden.shape[0], tokens + 1, hidden.shape[2])
-        return empty.scatter(1, index[..., None].expand_as(hidden), hidden)[:, :tokens]
+    def narrowing(self, layer: int) -> Narrowing | None:
+        """The tokens that go on after ``layer``, where some do not."""
+        return self.narrowings.get(layer)
 
     def cut(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states ``[B, S, width]`` that go on after ``layer``."""
-        hidden = self.narrow(layer, hidden)
+        narrowing = self.narrowings.get(layer)
+        if narrowing is not None:
+            hidden = narrowing.narrow(hidden)
         if len(self.tokens_after_layer) == layer:
             self._note(layer, hidden)
         return hidden
@@ -146,9 +138,9 @@ class VisionPass:
 
     def aligned(self, layer: int, hidden: Tensor) -> Tensor:
         """Hidden state number ``layer`` (0 is the embedding output) reduced to the tokens kept at the end."""
-        for cut_layer in sorted(self.kept_after_layer):
+        for cut_layer, narrowing in sorted(self.narrowings.items(), key=itemgetter(0)):
             if cut_layer >= layer:
-                hidden = self.narrow(cut_layer, hidden)
+                hidden = narrowing.narrow(hidden)
         return hidden
 
     def traces(self, keep_separators: bool) -> list[ImageTrace]:
@@ -206,9 +198,10 @@ class VisionStage:
             self.handles.append(
                 layer.register_forward_hook(partial(self._after_layer, index), prepend=True, with_kwargs=True)
             )
-        for index, mlp in enumerate(tower.mlps):
-            self.handles.append(mlp.register_forward_pre_hook(partial(narrow_input, index)))
-            self.handles.append(mlp.register_forward_hook(partial(widen_output, index)))
+        for modules in (tower.projections, tower.mlps):
+            for index, module in enumerate(modules):
+                self.handles.append(module.register_forward_pre_hook(partial(narrow_input, index)))
+                self.handles.append(module.register_forward_hook(partial(widen_output, index)))
         self.overrides = [
             Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)
         ]
@@ -242,6 +235,7 @@ class VisionStage:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         current: VisionPass | None = kwargs.get(PASS_KEYWORD)
+        current_pass.set(None)
         if current is None or index >= current.last_layer:
             return None
         return current.cut(index, output)
@@ -261,21 +255,22 @@ class VisionStage:
 
 
 def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Pre-hook of a vision layer's MLP: tokens that are cut after the layer need not pass through it."""
+    """Pre-hook of a vision layer's projection and MLP: tokens that are cut after the layer need not pass through."""
     current = current_pass.get()
-    if not isinstance(current, VisionPass) or index not in current.tokens_kept:
+    narrowing = current.narrowing(index) if isinstance(current, VisionPass) else None
+    if narrowing is None or not isinstance(current, VisionPass):
         return None
-    current.tokens_into_mlp[index] = args[0].shape[1]
-    return (current.narrow(index, args[0]), *args[1:])
+    current.tokens_into[index] = args[0].shape[1]
+    return (narrowing.narrow(args[0]), *args[1:])
 
 
 def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-    """Hook of a vision layer's MLP: gives its output the length that the layer expects."""
+    """Hook of the same modules: gives their output the length that the layer expects."""
     current = current_pass.get()
-    current_pass.set(None)
-    if not isinstance(current, VisionPass) or index not in current.tokens_kept:
+    narrowing = current.narrowing(index) if isinstance(current, VisionPass) else None
+    if narrowing is None or not isinstance(current, VisionPass):
         return None
-    return current.widen(index, output, current.tokens_into_mlp[index])
+    return narrowing.widen(output, current.tokens_into[index])
 
 
 def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
