@@ -97,10 +97,11 @@ def attach(model: nn.Module, method: Method) -> Handle:
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice)
+    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
-    for attention in parts.tower.attentions:
-        implementation_of(attention, parts.tower.config._attn_implementation or "eager")
+    for tower in parts.towers:
+        for attention in tower.attentions:
+            implementation_of(attention, tower.config._attn_implementation or "eager")
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
@@ -131,7 +132,7 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
             f"target_num={method.target_num} is more than the model can produce or read: an image has {available} "
             f"visual tokens, the language model reads {limit}. Choose a target_num below {available}."
         )
-    if method.target_num >= available:
+    if method.target_num >= available and "video" not in parts.placeholders:
         warnings.warn(
             f"target_num={method.target_num} covers all {available} visual tokens of an image: nothing will be cut.",
             stacklevel=4,

@@ -25,12 +25,14 @@ class TowerPass:
         targets: how many patches of each image must leave the tower (B entries).
         feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
         device: where the activations live.
+        frames: rows of each video, which share its budget; empty for images.
     """
 
     patches: int
     targets: tuple[int, ...]
     feature_layer: int
     device: torch.device
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from .llava import Llava
 from .llava_next import LlavaNext
+from .video_llava import VideoLlava
 
-FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext())
+FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext(), VideoLlava())
 
 __all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts"]
 

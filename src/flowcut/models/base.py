@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -45,13 +45,14 @@ class ModelParts:
         family: the name of its family.
         top: the module with ``generate`` and the loss; the same as ``base`` for a model without a head.
         base: the module whose ``forward`` joins image features and text (``LlavaModel`` and the like).
-        tower: the vision tower.
+        tower: the vision tower of images, and of every modality without a tower of its own.
         projector: maps tower features into the language model.
         language_model: the decoder, without its head.
         decoder_layers: the decoder's layers, in order.
         placeholders: token id that stands for one visual token in ``input_ids``, by modality (``"image"``).
         second_cut: whether FlowCut's paper cuts this family a second time, inside the language model.
         packer: the base's method that joins the projected tiles of an image, where there is one.
+        own_towers: the towers of other modalities, by modality (``"video"``).
     """
 
     family: str
@@ -64,7 +65,20 @@ class ModelParts:
     placeholders: dict[str, int]
     second_cut: bool = False
     packer: str | None = None
+    own_towers: dict[str, VisionTower] = field(default_factory=dict)
 
+    def tower_of(self, modality: str) -> VisionTower:
+        """The tower that encodes ``modality``."""
+        return self.own_towers.get(modality, self.tower)
+
+    @property
+    def towers(self) -> tuple[VisionTower, ...]:
+        """All vision towers, that of images first."""
+        return (self.tower, *self.own_towers.values())
+
+
+MODALITY = "modality"
+"""Among the options of a call: what it encodes, ``"image"`` or ``"video"``."""
 
 PREFIX = -1
 """In a layout: a prefix token of the tower (CLS, registers); it always stays."""
@@ -75,10 +89,10 @@ SEPARATOR = -2
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How one image becomes visual tokens.
+    """How one image (or video) becomes visual tokens.
 
     Attributes:
-        tiles: rows of the tower's batch that belong to the image.
+        tiles: rows of the tower's batch that belong to the image: its tiles, or the frames of a video.
         grid: (height, width) of its patches, or (tiles, height, width).
         tokens: int64 ``[visual tokens]``: the patch behind every visual token of the prompt, counted over all
             tiles, or :data:`PREFIX` or :data:`SEPARATOR`.
@@ -128,6 +142,8 @@ class ModelFamily(ABC):
     def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
         """What the model reads from its tower, given the keyword arguments of this call.
 
+        ``options`` also says under :data:`MODALITY` what the call encodes; without it, images.
+
         Raises:
             UnsupportedModelError: the choice leaves the method no room, or contradicts the tower.
         """
@@ -140,7 +156,7 @@ class ModelFamily(ABC):
         Args:
             images: rows of the tower's batch.
             grid: patches of one row, (height, width).
-            options: arguments of the call.
+            options: arguments of the call, and under :data:`MODALITY` what it encodes.
         """
         patches = torch.arange(grid[0] * grid[1])
         tokens = torch.cat([torch.full((choice.visible_prefix,), PREFIX), patches])

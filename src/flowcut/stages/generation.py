@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import FlowCutError
@@ -36,6 +37,7 @@ def expand_with_traces(
 ) -> Any:
     """Repeat the images for every beam; transformers groups them by counting placeholders."""
     cut = {name: output for name, output in mm_encoder_output.items() if hasattr(output, TRACES)}
+    stacked = {name for name, output in cut.items() if isinstance(output.pooler_output, Tensor)}
     features = {name: list(output.pooler_output) for name, output in cut.items()}
     for output in cut.values():
         traces = getattr(output, TRACES)
@@ -43,7 +45,8 @@ def expand_with_traces(
     expanded = original(input_ids, mm_encoder_output, *args, **kwargs)
     for name, output in cut.items():
         order = [stand_in.image for stand_in in output.pooler_output]
-        output.pooler_output = [features[name][image] for image in order]
+        ordered = [features[name][image] for image in order]
+        output.pooler_output = torch.stack(ordered) if name in stacked else ordered
         setattr(output, TRACES, [getattr(output, TRACES)[image] for image in order])
     return expanded
 

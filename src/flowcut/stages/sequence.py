@@ -31,8 +31,8 @@ from .generation import expand_with_traces, new_columns, prefill
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
 
-PIXELS = {"image": "pixel_values"}
-"""The forward argument that carries the raw input of each modality."""
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+"""The forward arguments that may carry the raw input of each modality."""
 
 TOKENS = ("input_ids", "inputs_embeds")
 
@@ -121,8 +121,8 @@ class SequenceStage:
     def _encode(self, call: dict[str, Any]) -> None:
         """Run the vision tower now, unless ``generate()`` already did."""
         for modality in self.parts.placeholders:
-            pixels = PIXELS[modality]
-            if call.get(pixels) is None:
+            pixels = next((name for name in PIXELS[modality] if call.get(name) is not None), None)
+            if pixels is None:
                 continue
             outputs = dict(call.get("mm_encoder_outputs") or {})
             if modality in outputs:
@@ -139,8 +139,7 @@ class SequenceStage:
         columns = tokens.shape[1]
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
-        images_of = self._mark(call, features, keep, image)
-        images = [image for images in images_of for image in images]
+        images_of, images = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
         before = states[0] if states else self._uncut_state(call, new_mask)
@@ -167,19 +166,23 @@ class SequenceStage:
 
     def _mark(
         self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
-    ) -> list[list[ImageTrace]]:
-        """Clear ``keep`` where tokens were cut, number the images in ``image``; returns the images of every sample."""
+    ) -> tuple[list[list[ImageTrace]], list[ImageTrace]]:
+        """Clear ``keep`` where tokens were cut, number the images in ``image``.
+
+        Returns:
+            The images of every sample, and all images in the order of their numbers.
+        """
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
         model: Any = self.parts.base
-        number = 0
+        numbered: list[ImageTrace] = []
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
             token = self.parts.placeholders[modality]
             found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for trace, row in zip(images, mark_kept(keep, image, found, images, number, modality), strict=True):
+            for trace, row in zip(images, mark_kept(keep, image, found, images, len(numbered), modality), strict=True):
                 images_of[row].append(trace)
-            number += len(images)
-        return images_of
+            numbered += images
+        return images_of, numbered
 
     @staticmethod
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
