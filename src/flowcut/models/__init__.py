@@ -8,9 +8,10 @@ from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from .llava import Llava
 from .llava_next import LlavaNext
+from .llava_onevision import LlavaOnevision
 from .video_llava import VideoLlava
 
-FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext(), VideoLlava())
+FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext(), VideoLlava(), LlavaOnevision())
 
 __all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts"]
 

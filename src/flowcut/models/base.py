@@ -97,12 +97,14 @@ class ImageLayout:
         tokens: int64 ``[visual tokens]``: the patch behind every visual token of the prompt, counted over all
             tiles, or :data:`PREFIX` or :data:`SEPARATOR`.
         complete: whether every patch stands behind exactly one token and there are no separators.
+        blocked: why nothing can be cut, where that is so (of ``tokens`` only the number counts then), else empty.
     """
 
     tiles: int
     grid: tuple[int, ...]
     tokens: Tensor
     complete: bool
+    blocked: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..methods.base import Method
 from ..models.base import PREFIX, SEPARATOR, FeatureChoice, ImageLayout
 from ..trace import ImageTrace, TileTrace
@@ -42,12 +43,15 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
     """How many patches of each tile of an image leave the tower.
 
     Raises:
+        UnsupportedModelError: there is something to cut, but the layout does not allow it.
         ValueError: the budget does not even cover the prefix tokens and one patch (of every frame).
     """
     available = len(layout.tokens)
     tokens = method.tokens_to_keep(available)
     if tokens == available:
         return TilePlan(layout, (patches,) * layout.tiles, tokens)
+    if layout.blocked:
+        raise UnsupportedModelError(layout.blocked)
     rows = layout.tiles if layout.complete else 1
     budget = budget_of_patches(method, available, rows * choice.visible_prefix, rows)
     return TilePlan(layout, method.tile_targets(budget, layout.tiles, patches, second_cut), tokens)
