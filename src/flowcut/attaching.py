@@ -11,6 +11,7 @@ from torch import nn
 from .errors import UnsupportedModelError
 from .methods import FlowCut, Method
 from .models import ModelParts, find_parts
+from .models.towers import side
 from .stages.attention import implementation_of
 from .stages.decoder import check_layers
 from .stages.sequence import SequenceStage
@@ -111,9 +112,9 @@ def attach(model: nn.Module, method: Method) -> Handle:
 
 
 def patches_of(parts: ModelParts) -> int:
-    """Patches of an image at the tower's configured size."""
+    """Patches, or groups of them, of an image at the tower's configured size."""
     config: Any = parts.tower.config
-    return int((config.image_size // parts.tower.patch_size) ** 2)
+    return (side(config.image_size) // parts.tower.patch_size) ** 2 // parts.group
 
 
 def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:

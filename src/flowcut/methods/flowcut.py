@@ -140,12 +140,17 @@ class FlowCutPolicy(VisionPolicy):
     def observe(self, view: LayerView) -> None:
         if self.counts == self.targets:
             return
-        self.valid = None if view.valid is None else view.valid[:, view.prefix :]
+        valid = None if view.valid is None else view.valid[:, view.prefix :]
+        self.valid = None if valid is None else valid[:, :: view.group]
         scale = view.scaling if self.method.scale_semantic else 1.0
         relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
         semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
-        self.relation = flow.share(relation, self.valid)
-        current = flow.score(self.relation, flow.share(semantic, self.valid), flow.density(view.value, view.prefix))
+        relation = flow.share(relation, valid)
+        current = flow.score(relation, flow.share(semantic, valid), flow.density(view.value, view.prefix))
+        self.relation = relation
+        if view.group > 1:
+            self.relation = flow.share(flow.group_means(relation, view.group), self.valid)
+            current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)
         self._finite.append((view.layer, torch.isfinite(current).all()))
 

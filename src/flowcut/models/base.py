@@ -22,6 +22,7 @@ class VisionTower:
         mlps: the MLP of each layer; called with ``[B, S, width]``, it works on each token by itself.
         prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
         patch_size: pixels along one side of a patch.
+        keywords: whether it hands keyword arguments of its call on to its layers.
     """
 
     module: nn.Module
@@ -30,6 +31,7 @@ class VisionTower:
     mlps: tuple[nn.Module, ...]
     prefix: int
     patch_size: int
+    keywords: bool = True
 
     @property
     def config(self) -> Any:
@@ -53,6 +55,8 @@ class ModelParts:
         second_cut: whether FlowCut's paper cuts this family a second time, inside the language model.
         packer: the base's method that joins the projected tiles of an image, where there is one.
         own_towers: the towers of other modalities, by modality (``"video"``).
+        group: patches of the tower that are joined into one visual token.
+        shuffle: where they are joined by moving them into channels: a module and the name of its method.
     """
 
     family: str
@@ -66,6 +70,8 @@ class ModelParts:
     second_cut: bool = False
     packer: str | None = None
     own_towers: dict[str, VisionTower] = field(default_factory=dict)
+    group: int = 1
+    shuffle: tuple[nn.Module, str] | None = None
 
     def tower_of(self, modality: str) -> VisionTower:
         """The tower that encodes ``modality``."""
@@ -97,6 +103,8 @@ class ImageLayout:
         tokens: int64 ``[visual tokens]``: the patch behind every visual token of the prompt, counted over all
             tiles, or :data:`PREFIX` or :data:`SEPARATOR`.
         complete: whether every patch stands behind exactly one token and there are no separators.
+        order: where patches are joined in groups, int64 ``[groups, patches in each]``: the patches of every group;
+            ``grid`` and ``tokens`` then count groups.
         blocked: why nothing can be cut, where that is so (of ``tokens`` only the number counts then), else empty.
     """
 
@@ -104,6 +112,7 @@ class ImageLayout:
     grid: tuple[int, ...]
     tokens: Tensor
     complete: bool
+    order: Tensor | None = None
     blocked: str = ""
 
 

@@ -15,12 +15,14 @@ from .base import VisionTower
 class TowerLayout:
     """Names inside a tower: its list of layers, a layer's attention module, and its prefix tokens.
 
-    Every layer also has an ``mlp`` that works on each token by itself.
+    Every layer also has an ``mlp`` that works on each token by itself. ``keywords``: see
+    :class:`~flowcut.models.base.VisionTower`.
     """
 
     layers: str
     attention: str
     cls_tokens: int
+    keywords: bool = True
 
 
 LAYOUTS: dict[str, TowerLayout] = {
@@ -29,6 +31,9 @@ LAYOUTS: dict[str, TowerLayout] = {
     "dinov2_with_registers": TowerLayout("encoder.layer", "attention", 1),
     "vit": TowerLayout("layers", "attention", 1),
     "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", 0),
+    "idefics3_vision": TowerLayout("encoder.layers", "self_attn", 0, keywords=False),
+    "smolvlm_vision": TowerLayout("encoder.layers", "self_attn", 0, keywords=False),
+    "internvl_vision": TowerLayout("encoder.layer", "attention", 1, keywords=False),
 }
 
 
@@ -52,5 +57,11 @@ def find_tower(module: nn.Module) -> VisionTower:
         attentions=tuple(layer.get_submodule(layout.attention) for layer in layers),
         mlps=tuple(layer.get_submodule("mlp") for layer in layers),
         prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
-        patch_size=config.patch_size,
+        patch_size=side(config.patch_size),
+        keywords=layout.keywords,
     )
+
+
+def side(size: Any) -> int:
+    """One side of a square, which configs give as a number or as a pair."""
+    return int(size if isinstance(size, int) else size[0])

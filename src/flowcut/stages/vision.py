@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ..methods.base import Method
 from ..models.base import MODALITY, ModelFamily, ModelParts, VisionTower
 from ..trace import ImageTrace
-from .attention import PASS_KEYWORD, Observation, current_pass
+from .attention import PASS_KEYWORD, Observation, current_pass, silent_pass
 from .overrides import Override
 from .tiles import join_rows, pack_tiles, plan_image
 from .vision_pass import VisionPass
@@ -50,6 +51,8 @@ class VisionStage:
             self.overrides.append(Override(parts.base, f"get_{modality}_features", encode))
         if parts.packer is not None:
             self.overrides.append(Override(parts.base, parts.packer, pack_kept))
+        if parts.shuffle is not None:
+            self.overrides.append(Override(*parts.shuffle, join_groups))
 
     def _watch(self, tower: VisionTower) -> Observation:
         """Lay hooks and overrides on one tower."""
@@ -57,6 +60,8 @@ class VisionStage:
         enter = partial(self._enter, tower, observation)
         self.handles.append(tower.module.register_forward_pre_hook(enter, with_kwargs=True))
         self.handles.append(tower.module.register_forward_hook(self._leave, with_kwargs=True))
+        if not tower.keywords:
+            self.overrides.append(Override(tower.module, "forward", run_silently))
         for index, layer in enumerate(tower.layers):
             # In front of transformers' own recorders of hidden states, which would otherwise keep the uncut ones.
             self.handles.append(
@@ -86,12 +91,14 @@ class VisionStage:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         observation.refresh()
+        if not tower.keywords and torch.is_grad_enabled():
+            refuse_checkpointing(tower)
         pixel_values = args[0] if args else kwargs["pixel_values"]
         options = call_options.get()
         choice = self.family.feature_choice(self.parts, options)
         grid = (pixel_values.shape[-2] // tower.patch_size, pixel_values.shape[-1] // tower.patch_size)
         layouts = self.family.layouts(self.parts, choice, len(pixel_values), grid, options)
-        patches = grid[0] * grid[1]
+        patches = grid[0] * grid[1] // self.parts.group
         plan = [plan_image(self.method, layout, patches, choice, self.parts.second_cut) for layout in layouts]
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
         current = VisionPass(tower, choice, plan, patches, self.method, pixel_values.device, frames)
@@ -100,8 +107,8 @@ class VisionStage:
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        current: VisionPass | None = kwargs.get(PASS_KEYWORD)
-        if current is None or index >= current.last_layer:
+        current = kwargs.get(PASS_KEYWORD, silent_pass.get())
+        if not isinstance(current, VisionPass) or index >= current.last_layer:
             return None
         return current.cut(index, output)
 
@@ -114,6 +121,13 @@ class VisionStage:
                 current.aligned(layer, state) if state is not None and layer in current.choice.layers else state
                 for layer, state in enumerate(states)
             )
+        if current.order is not None and current.policy is not None:
+            output.last_hidden_state = current.padded(output.last_hidden_state)
+            if states is not None:
+                output.hidden_states = tuple(
+                    current.padded(state) if layer in current.choice.layers else state
+                    for layer, state in enumerate(output.hidden_states)
+                )
         setattr(output, TRACES, traces)
         latest_traces.set(traces)
         return output
@@ -139,10 +153,35 @@ def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: T
 
 def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A vision layer's forward: layers behind the feature layer hand their input on."""
-    current: VisionPass | None = kwargs.get(PASS_KEYWORD)
-    if current is not None and index >= current.last_layer:
-        return hidden_states
+    current = kwargs.get(PASS_KEYWORD, silent_pass.get())
+    if isinstance(current, VisionPass):
+        if index >= current.last_layer:
+            return hidden_states
+        if index == 0:
+            hidden_states = current.arranged(hidden_states)
     return original(hidden_states, *args, **kwargs)
+
+
+def run_silently(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The forward of a tower that does not hand keyword arguments on: its layers find the pass by themselves."""
+    token = silent_pass.set(kwargs.pop(PASS_KEYWORD, None))
+    try:
+        return original(*args, **kwargs)
+    finally:
+        silent_pass.reset(token)
+
+
+def refuse_checkpointing(tower: VisionTower) -> None:
+    """Towers that hand no keyword arguments on could not repeat a cut in the backward pass.
+
+    Raises:
+        UnsupportedModelError: gradient checkpointing is at work in the tower.
+    """
+    if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in tower.layers):
+        raise UnsupportedModelError(
+            f"{type(tower.module).__name__} cannot be cut under gradient checkpointing. Switch it off for the vision "
+            "tower (its gradient_checkpointing_disable()), or put the tower into eval mode."
+        )
 
 
 def with_call_options(modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -158,6 +197,9 @@ def with_call_options(modality: str, original: Callable[..., Any], *args: Any, *
     features = getattr(output, "pooler_output", None)
     if isinstance(features, Tensor) and len(features) == sum(len(trace.tiles) for trace in traces) > len(traces):
         output.pooler_output = join_rows(traces, features)
+    elif isinstance(features, list) and len(features) != len(traces) > 0:
+        # Idefics3 joins the features of each sample, but placeholders come in one block for every tile.
+        output.pooler_output = list(torch.split(torch.cat(features), [trace.visual_tokens for trace in traces]))
     return output
 
 
@@ -170,3 +212,12 @@ def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: An
     newline = bound.arguments.get("image_newline")
     packed = [pack_tiles(trace, features, newline) for trace, features in zip(traces, image_features, strict=True)]
     return packed, torch.tensor([len(features) for features in packed], device=packed[0].device)
+
+
+def join_groups(original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The model's pixel shuffle: kept patches come group by group, with padding behind them."""
+    tiles = [tile for trace in latest_traces.get() for tile in trace.tiles]
+    if all(len(tile.kept) == tile.patches for tile in tiles):
+        return original(features, *args, **kwargs)
+    kept, unit = len(tiles[0].kept), tiles[0].unit
+    return features.flatten(1, -2)[:, : kept * unit].reshape(len(features), kept, unit * features.shape[-1])

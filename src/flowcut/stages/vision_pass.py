@@ -6,10 +6,10 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from ..errors import FlowCutError, NotAppliedError
+from ..errors import FlowCutError, NotAppliedError, UnsupportedModelError
 from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
 from ..models.base import FeatureChoice, VisionTower
 from ..selection import compose, counts_mask, gather_tokens, with_prefix
@@ -34,6 +34,8 @@ class VisionPass:
         self.choice = choice
         self.plan = plan
         self.patches = patches
+        self.order = plan[0].layout.order if plan else None
+        self.group = 1 if self.order is None else self.order.shape[1]
         self.last_layer = max(choice.layers)
         self.targets = tuple(target for image in plan for target in image.targets)
         self.policy: VisionPolicy | None = None
@@ -54,6 +56,11 @@ class VisionPass:
         """Show a layer's q, k, v to the policy; returns the mask that hides the padding of a ragged batch."""
         if layer in self.masks_seen:
             return self.masks_seen[layer]
+        if self.order is not None and self.policy is not None and mask is not None:
+            raise UnsupportedModelError(
+                "An image is padded inside its tile (pixel_attention_mask has zeros), and patches that are joined in "
+                "groups cannot be cut there. Give images that fill their tiles, or a budget that covers everything."
+            )
         if self.mask is not None or self.alive is not None:
             if mask is not None:
                 raise FlowCutError(
@@ -64,13 +71,25 @@ class VisionPass:
         self.masks_seen[layer] = mask
         if self.policy is not None and layer < self.last_layer:
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-                view = LayerView(layer, query, key, value, scaling, self.tower.prefix, self.valid)
+                view = LayerView(layer, query, key, value, scaling, self.tower.prefix, self.valid, self.group)
                 self.policy.observe(view)
                 selection = self.policy.select(layer)
             if selection is not None:
-                self.tokens_kept[layer] = with_prefix(selection.index, self.tower.prefix)
+                self.tokens_kept[layer] = with_prefix(in_groups(selection.index, self.group), self.tower.prefix)
             self.selections[layer] = selection
         return mask
+
+    def arranged(self, hidden: Tensor) -> Tensor:
+        """The first layer's input ``[B, S, width]``, the patches of each group side by side."""
+        if self.order is None or self.policy is None:
+            return hidden
+        index = with_prefix(self.order.reshape(1, -1), self.tower.prefix)[0]
+        return hidden[:, index.to(hidden.device)]
+
+    def padded(self, features: Tensor) -> Tensor:
+        """The tower's output ``[B, S, width]`` at its uncut length, for models that reshape it to a square."""
+        missing = self.tower.prefix + self.patches * self.group - features.shape[1]
+        return nn.functional.pad(features, (0, 0, 0, missing))
 
     def narrow(self, layer: int, hidden: Tensor) -> Tensor:
         """The tokens that go on after ``layer``, of ``hidden`` ``[B, S, width]``."""
@@ -82,7 +101,7 @@ class VisionPass:
         index = self.tokens_kept[layer].to(hidden.device)
         selection = self.selections[layer]
         assert selection is not None
-        counts = [self.tower.prefix + count for count in selection.counts]
+        counts = self._tokens(selection.counts)
         # Padding goes to one slot more, so that no token is written (or gets its gradient) twice.
         real = counts_mask(counts, index.shape[1], hidden.device)
         index = index.masked_fill(~real, tokens)
@@ -110,15 +129,18 @@ class VisionPass:
             self.alive = index if self.alive is None else compose(self.alive.to(index.device), index)
             self.kept_after_layer[layer] = (self.alive, self.counts)
             self._update_mask(hidden, index)
-        self.tokens_after_layer.append(tuple(self.tower.prefix + count for count in self.counts))
+        self.tokens_after_layer.append(tuple(self._tokens(self.counts)))
+
+    def _tokens(self, counts: tuple[int, ...]) -> list[int]:
+        """Tokens of the tower that make up so many patches (or groups), prefix tokens included."""
+        return [self.tower.prefix + count * self.group for count in counts]
 
     def _update_mask(self, hidden: Tensor, index: Tensor) -> None:
         width = index.shape[1]
         if min(self.counts) == width:
             self.valid, self.mask = None, None
             return
-        prefix = self.tower.prefix
-        self.valid = counts_mask([prefix + count for count in self.counts], prefix + width, hidden.device)
+        self.valid = counts_mask(self._tokens(self.counts), hidden.shape[1], hidden.device)
         self.mask = create_bidirectional_mask(
             config=self.tower.config,
             inputs_embeds=hidden,
@@ -172,4 +194,12 @@ class VisionPass:
             kept_after_layer={
                 layer: alive[row, : counted[row]] for layer, (alive, counted) in self.kept_after_layer.items()
             },
+            unit=self.group,
         )
+
+
+def in_groups(index: Tensor, group: int) -> Tensor:
+    """Positions of groups ``[B, K]`` as positions of their tokens ``[B, K * group]``."""
+    if group == 1:
+        return index
+    return (index[..., None] * group + torch.arange(group, device=index.device)).flatten(1)
