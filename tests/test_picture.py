@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from flowcut import ImageTrace
+from flowcut.models.base import ImageLayout
 from flowcut.picture import (
     MAX_COLUMNS,
     check_path,
@@ -24,6 +25,7 @@ from flowcut.picture import (
     restore_pixels,
     save_cuts,
 )
+from flowcut.trace import TileTrace
 
 
 def make_trace(grid: tuple[int, int] = (4, 6), layers: tuple[int, ...] = (1, 3)) -> ImageTrace:
@@ -34,13 +36,20 @@ def make_trace(grid: tuple[int, int] = (4, 6), layers: tuple[int, ...] = (1, 3))
         chosen = torch.randperm(len(kept), generator=generator)[: len(kept) - 1].sort().values
         kept = kept[chosen]
         kept_after_layer[layer] = kept
-    return ImageTrace(
+    tile = TileTrace(
         kept=kept,
-        grid=grid,
+        patches=patches,
         tokens_after_layer=[len(kept) + 1],
         layers_run=1,
         kept_after_layer=kept_after_layer,
-        visible_prefix=0,
+    )
+    tokens = torch.arange(patches)
+    return ImageTrace(
+        tiles=(tile,),
+        layout=ImageLayout(1, grid, tokens, complete=True),
+        placeholder_kept=torch.isin(tokens, kept),
+        visual_tokens=len(kept),
+        target=len(kept),
     )
 
 
@@ -159,3 +168,13 @@ def test_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         check_path(tmp_path / "nowhere" / "overlay.png")
     check_path(tmp_path / "overlay.PNG")
+
+
+def test_tiles_stand_side_by_side() -> None:
+    values = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 3, 4, 6) / 200
+    processor = CLIPImageProcessor(do_normalize=False)
+    pixels = restore_pixels(values, processor)
+    assert pixels.shape == (4, 12, 3)
+    assert pixels[1, 8].tolist() == values[1, :, 1, 2].tolist()
+    alive = kept_grid(torch.tensor([1, 6]), (2, 2, 3))
+    assert alive.astype(int).tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]

@@ -70,6 +70,11 @@ def tiny_model(
     model = LlavaForConditionalGeneration._from_config(
         tiny_config(tower, **overrides), attn_implementation=attention
     ).eval()
+    return concentrate(model)
+
+
+def concentrate(model: Any) -> Any:
+    """Spread the weights that attention depends on, so that it is concentrated as in a trained model."""
     with torch.no_grad():
         for name, parameter in model.model.vision_tower.named_parameters():
             if any(part in name for part in ("q_proj.weight", "k_proj.weight")):

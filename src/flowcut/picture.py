@@ -40,24 +40,26 @@ def restore_pixels(pixel_values: Tensor, image_processor: Any) -> Pixels:
     """Undo the processor's normalisation.
 
     Args:
-        pixel_values: one image as the tower gets it, ``[3, height, width]``.
+        pixel_values: one image as the tower gets it, ``[3, height, width]``, or its tiles,
+            ``[tiles, 3, height, width]``.
         image_processor: has ``image_mean`` and ``image_std``, and ``do_normalize`` if that is optional.
 
     Returns:
-        ``[height, width, 3]`` in [0, 1].
+        ``[height, width, 3]`` in [0, 1]; tiles stand side by side.
     """
-    pixels = pixel_values.detach().float().cpu().numpy().transpose(1, 2, 0)
+    tiles = pixel_values.detach().float().cpu().reshape(-1, *pixel_values.shape[-3:])
+    pixels = np.concatenate(list(tiles.permute(0, 2, 3, 1).numpy()), axis=1)
     if getattr(image_processor, "do_normalize", True):
         pixels = pixels * np.asarray(image_processor.image_std) + np.asarray(image_processor.image_mean)
     restored: Pixels = np.clip(pixels, 0.0, 1.0).astype(np.float32)
     return restored
 
 
-def kept_grid(kept: Tensor, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """``[height, width]`` of the patch grid, true where a patch is kept."""
-    alive = np.zeros(grid[0] * grid[1], dtype=bool)
+def kept_grid(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    """``[height, width]`` of the patch grid, true where a patch is kept; tiles stand side by side."""
+    alive = np.zeros(math.prod(grid), dtype=bool)
     alive[kept.cpu().numpy()] = True
-    return alive.reshape(grid)
+    return np.concatenate(list(alive.reshape(-1, *grid[-2:])), axis=1)
 
 
 def dim_cut(pixels: Pixels, alive: NDArray[np.bool_]) -> Pixels:
@@ -132,7 +134,7 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
         bottom = height - header_height - row * row_height - TITLE_INCHES - panel_height - MARGIN_INCHES / 2
         x = left + column * (panel_width + GAP_INCHES)
         axes = figure.add_axes((x / width, bottom / height, panel_width / width, panel_height / height), label=title)
-        draw_panel(axes, pixels, trace.grid, alive)
+        draw_panel(axes, pixels, (trace.grid[-2], trace.patches // trace.grid[-2]), alive)
         axes.set_title(title, fontsize=8, color=INK, pad=4)
     return figure
 
@@ -165,7 +167,7 @@ def save_cuts(
 
     Args:
         path: the file; its ending says which format.
-        pixel_values: the image as the tower got it, ``[3, height, width]``.
+        pixel_values: the image as the tower got it, see :func:`restore_pixels`.
         image_processor: the one that normalised it.
         trace: what happened to the image.
         header: texts above the panels.

@@ -58,7 +58,8 @@ class RunResult:
         uncut: the model as it is.
         cut: the same model with the method attached.
         images: what happened to every image the model saw.
-        pixel_values: what the vision tower was given, ``[images, 3, height, width]``, on the CPU, float32.
+        pixel_values: what the vision tower was given, ``[images, 3, height, width]`` or
+            ``[images, tiles, 3, height, width]``, on the CPU, float32.
         repeats: measured runs behind the medians.
     """
 

@@ -226,7 +226,7 @@ class Trace:
     """The last forward pass that saw an image or began a new sequence.
 
     Attributes:
-        images: one entry per image, in the order the images were given.
+        images: one entry per image, in the order the images were given; then the videos.
         sequence: the prompts, or ``None`` before any pass through the language model.
     """
 

@@ -276,3 +276,19 @@ def test_columns_name_the_source_of_every_token(model: Any) -> None:
         if kept:
             first_image = columns[(columns >= start) & (columns < start + tiny.PATCHES)] - start
             assert first_image.tolist() == kept[0].tolist()
+
+
+@torch.no_grad()
+def test_beams_see_the_images_of_their_sample_in_order(model: Any) -> None:
+    """Two images in one sample must come as A, B for every beam, not as A, A and B, B."""
+    pixels = tiny.pictures(3)
+    prompts = [tiny.prompt(2, 5, 1), tiny.prompt(1, 6, 2)]
+    attach(model, FlowCut(target_num=TARGET))
+    encoded = model.get_image_features(pixels)
+    features = [feature.clone() for feature in encoded.pooler_output]
+    inputs = tiny.batch(prompts)
+    expanded = model._expand_multimodal_outputs(inputs["input_ids"], {"image": encoded}, expand_size=2)["image"]
+    order = [0, 1, 0, 1, 2, 2]
+    for feature, image in zip(expanded.pooler_output, order, strict=True):
+        assert torch.equal(feature, features[image])
+    assert len(expanded.flowcut_images) == len(order)

@@ -68,7 +68,7 @@ def is_original_llava(config: dict[str, Any]) -> bool:
 
 def cuts_tiles(original: dict[str, Any]) -> bool:
     """Whether a config is that of LLaVA-NeXT, which cuts pictures into tiles."""
-    return original.get("mm_patch_merge_type", "flat") != "flat"
+    return str(original.get("mm_patch_merge_type", "flat")) != "flat"
 
 
 def load_llava(
@@ -282,11 +282,12 @@ def build_processor(
     """The processor that prepares pictures and prompts as the original code does."""
     vision: Any = config.vision_config
     size = vision.image_size
-    sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    sizes: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     form: Any = LlavaProcessor
     if isinstance(config, LlavaNextConfig):
         form = LlavaNextProcessor
-        image_processor: Any = LlavaNextImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **sizes)
+        pinpoints: Any = config.image_grid_pinpoints
+        image_processor: Any = LlavaNextImageProcessor(**sizes, image_grid_pinpoints=pinpoints)
     elif original.get("image_aspect_ratio") == "pad":
         image_processor = LlavaImageProcessor(do_pad=True, **sizes)
     else:

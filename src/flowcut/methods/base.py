@@ -94,6 +94,7 @@ class DecoderView:
         scaling: the layer's factor on ``q . k``.
         image: ``[B, S]``, which of the batch's images (or videos) a visual token belongs to, -1 for text.
         real: ``[B, S]``, false for padding.
+        last: ``[B]``, the column of each sample's last prompt token (not of tokens generated without a cache).
         targets: how many visual tokens of each image may stay.
     """
 
@@ -104,6 +105,7 @@ class DecoderView:
     scaling: float
     image: Tensor
     real: Tensor
+    last: Tensor
     targets: tuple[int, ...]
 
 

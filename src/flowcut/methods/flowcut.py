@@ -90,16 +90,13 @@ class FlowCutDecoderPolicy(DecoderPolicy):
 
     def select(self, view: DecoderView) -> Tensor:
         keep = torch.ones_like(view.real)
-        last = view.real.shape[1] - 1 - view.real.flip(1).long().argmax(dim=1)
         for row in range(len(keep)):
-            for image in view.image[row].unique().tolist():
-                if image < 0:
-                    continue
+            for image in sorted(set(view.image[row].tolist()) - {-1}):
                 columns = (view.image[row] == image).nonzero()[:, 0]
                 target = view.targets[image]
                 if len(columns) <= target:
                     continue
-                importance = self.importance(view, row, int(last[row]), columns)
+                importance = self.importance(view, row, columns)
                 if not bool(torch.isfinite(importance).all()):
                     raise NonFiniteError(
                         f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
@@ -111,8 +108,9 @@ class FlowCutDecoderPolicy(DecoderPolicy):
         return keep
 
     @staticmethod
-    def importance(view: DecoderView, row: int, last: int, columns: Tensor) -> Tensor:
+    def importance(view: DecoderView, row: int, columns: Tensor) -> Tensor:
         """``(A / sum A + M / sum M) * R`` over one image's tokens, ``[1, N]``; softmaxes over these tokens only."""
+        last = int(view.last[row])
         groups = view.query.shape[1] // view.key.shape[1]
         query = view.query[row : row + 1, :, last : last + 1].float()
         key, value = (states[row : row + 1].repeat_interleave(groups, dim=1) for states in (view.key, view.value))

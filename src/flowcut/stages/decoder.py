@@ -56,6 +56,11 @@ class Stretch:
         uncut_length = self.before.uncut_length + self.cut.source_length
         return CacheState(self.attended, self.before.removed + self.removed, uncut_length)
 
+    def last_before(self, length: int) -> Tensor:
+        """``[B]``: the last real column of every sample that comes from the prompt's first ``length`` columns."""
+        columns = self.cut.columns().masked_fill(self.new_mask == 0, -1)
+        return columns.masked_fill(columns >= length, -1).argmax(dim=1)
+
     def next(self, before: CacheState, keep: Tensor | None, compact: bool) -> Stretch:
         """The stretch behind a cut that keeps the columns ``keep`` ``[B, S]`` of this one; ``None`` keeps all."""
         if keep is None:
@@ -83,6 +88,7 @@ class DecoderPass:
         first: Stretch,
         states: tuple[CacheState, ...],
         targets: tuple[int, ...],
+        prompt_length: int,
         cache: Cache | None,
     ) -> None:
         self.parts = stage.parts
@@ -90,6 +96,7 @@ class DecoderPass:
         self.compact = stage.method.positions == "compact"
         self.policy: DecoderPolicy | None = stage.method.decoder_policy() if targets else None
         self.targets = targets
+        self.prompt_length = prompt_length
         self.cache = cache
         self.states = states
         self.stretches = [first]
@@ -115,6 +122,7 @@ class DecoderPass:
                         scaling=scaling,
                         image=stretch.image.to(query.device),
                         real=stretch.new_mask.to(query.device).bool(),
+                        last=stretch.last_before(self.prompt_length).to(query.device),
                         targets=self.targets,
                     )
                 )
@@ -142,9 +150,10 @@ class DecoderPass:
         if (number, kind) not in self._arguments:
             stretch = self.stretches[number]
             model: Any = self.parts.language_model
+            make_mask: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
             positions = stretch.positions.to(hidden.device)
             self._arguments[number, kind] = {
-                "attention_mask": LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind](
+                "attention_mask": make_mask(
                     config=model.config,
                     inputs_embeds=hidden,
                     attention_mask=stretch.attended,

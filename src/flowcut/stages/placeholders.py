@@ -46,6 +46,20 @@ def image_traces(outputs: Any, modality: str) -> list[ImageTrace]:
     return traces
 
 
+def check_count(placeholders: Tensor, images: list[ImageTrace], modality: str) -> None:
+    """Make sure that prompts and images fit together.
+
+    Raises:
+        ValueError: the prompts have more or fewer placeholders than the images need.
+    """
+    needed = sum(trace.placeholders for trace in images)
+    if len(placeholders) != needed:
+        raise ValueError(
+            f"The prompts have {len(placeholders)} {modality} placeholders, but the {len(images)} {modality}(s) "
+            f"given need {needed}. Give one block of placeholders for every {modality} (the processor writes them)."
+        )
+
+
 def mark_kept(
     keep: Tensor, image: Tensor, placeholders: Tensor, images: list[ImageTrace], first_number: int, modality: str
 ) -> list[int]:
@@ -64,12 +78,7 @@ def mark_kept(
     Raises:
         ValueError: the prompts have more or fewer placeholders than the images need.
     """
-    needed = sum(trace.placeholders for trace in images)
-    if len(placeholders) != needed:
-        raise ValueError(
-            f"The prompts have {len(placeholders)} {modality} placeholders, but the {len(images)} {modality}(s) "
-            f"given need {needed}. Give one block of placeholders for every {modality} (the processor writes them)."
-        )
+    check_count(placeholders, images, modality)
     lengths = torch.tensor([trace.placeholders for trace in images], device=placeholders.device)
     rows, columns = placeholders.unbind(dim=1)
     keep[rows, columns] = torch.cat([trace.placeholder_kept.to(keep.device) for trace in images])

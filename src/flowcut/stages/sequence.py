@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from .attention import PASS_KEYWORD
 from .cache import CacheState, read_states, write_states
 from .columns import all_columns, keep_columns, shifted_positions
 from .decoder import DecoderPass, DecoderStage, Stretch
-from .generation import expand_with_traces, new_columns, prefill
+from .generation import expand_with_traces, new_columns, prefill, prompt_length
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
 
@@ -75,7 +76,7 @@ class SequenceStage:
         if top is not base:
             self.overrides = [
                 Override(top, "loss_function", self._loss, slot="_loss_function"),
-                Override(top, "_expand_multimodal_outputs", expand_with_traces),
+                Override(top, "_expand_multimodal_outputs", partial(expand_with_traces, parts)),
                 Override(top, "_prefill", prefill),
             ]
 
@@ -139,7 +140,7 @@ class SequenceStage:
         columns = tokens.shape[1]
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
-        images_of, images = self._mark(call, features, keep, image)
+        images, images_of = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
         before = states[0] if states else self._uncut_state(call, new_mask)
@@ -156,33 +157,35 @@ class SequenceStage:
             self._write(call, stretch)
             if self.decoder.layers:
                 targets = tuple(image.target for image in images)
-                current = DecoderPass(self.decoder, stretch, states or (before,), targets, call.get("past_key_values"))
+                length = min((prompt_length(outputs, tokens) for outputs in features.values()), default=columns)
+                cache = call.get("past_key_values")
+                current = DecoderPass(self.decoder, stretch, states or (before,), targets, length, cache)
                 call[PASS_KEYWORD] = current
                 stretches = current.stretches
             _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))
         if features or not before.attention_mask.shape[1]:
             uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
-            self.trace = self._traced(images_of, stretches, uncut)
+            self.trace = self._traced(images, images_of, stretches, uncut)
 
     def _mark(
         self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
-    ) -> tuple[list[list[ImageTrace]], list[ImageTrace]]:
+    ) -> tuple[list[ImageTrace], list[list[ImageTrace]]]:
         """Clear ``keep`` where tokens were cut, number the images in ``image``.
 
         Returns:
-            The images of every sample, and all images in the order of their numbers.
+            The images by number (those of one modality after the other), and the images of every sample.
         """
+        ordered: list[ImageTrace] = []
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
         model: Any = self.parts.base
-        numbered: list[ImageTrace] = []
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
             token = self.parts.placeholders[modality]
             found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for trace, row in zip(images, mark_kept(keep, image, found, images, len(numbered), modality), strict=True):
+            for trace, row in zip(images, mark_kept(keep, image, found, images, len(ordered), modality), strict=True):
                 images_of[row].append(trace)
-            numbered += images
-        return images_of, numbered
+            ordered += images
+        return ordered, images_of
 
     @staticmethod
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
@@ -204,7 +207,13 @@ class SequenceStage:
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
 
-    def _traced(self, images_of: list[list[ImageTrace]], stretches: list[Stretch], uncut: Tensor) -> Trace:
+    def _traced(
+        self,
+        images: list[ImageTrace],
+        images_of: list[list[ImageTrace]],
+        stretches: list[Stretch],
+        uncut: Tensor,
+    ) -> Trace:
         sequence = SequenceTrace(
             visual_tokens=tuple(sum(image.visual_tokens for image in images) for images in images_of),
             stretches=stretches,
@@ -213,7 +222,7 @@ class SequenceStage:
             images_of=tuple(tuple(images) for images in images_of),
             costs=self.costs,
         )
-        return Trace([image for images in images_of for image in images], sequence)
+        return Trace(images, sequence)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook behind the base model's forward: leave the state of the sequence on its cache."""

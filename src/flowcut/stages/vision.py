@@ -91,8 +91,6 @@ class VisionStage:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         observation.refresh()
-        if not tower.keywords and torch.is_grad_enabled():
-            refuse_checkpointing(tower)
         pixel_values = args[0] if args else kwargs["pixel_values"]
         options = call_options.get()
         choice = self.family.feature_choice(self.parts, options)
@@ -102,6 +100,8 @@ class VisionStage:
         plan = [plan_image(self.method, layout, patches, choice, self.parts.second_cut) for layout in layouts]
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
         current = VisionPass(tower, choice, plan, patches, self.method, pixel_values.device, frames)
+        if current.policy is not None and not tower.keywords and torch.is_grad_enabled():
+            refuse_checkpointing(tower)
         return args, {**kwargs, PASS_KEYWORD: current}
 
     def _after_layer(
