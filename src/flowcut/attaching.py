@@ -11,6 +11,7 @@ from torch import nn
 from .errors import UnsupportedModelError
 from .methods import FlowCut, Method
 from .models import ModelParts, find_parts
+from .models.towers import side
 from .stages.attention import implementation_of
 from .stages.decoder import check_layers
 from .stages.sequence import SequenceStage
@@ -97,10 +98,11 @@ def attach(model: nn.Module, method: Method) -> Handle:
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice)
+    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
-    for attention in parts.tower.attentions:
-        implementation_of(attention, parts.tower.config._attn_implementation or "eager")
+    for tower in parts.towers:
+        for attention in tower.attentions:
+            implementation_of(attention, tower.config._attn_implementation or "eager")
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
@@ -110,9 +112,9 @@ def attach(model: nn.Module, method: Method) -> Handle:
 
 
 def patches_of(parts: ModelParts) -> int:
-    """Patches of an image at the tower's configured size."""
+    """Patches, or groups of them, of an image at the tower's configured size."""
     config: Any = parts.tower.config
-    return int((config.image_size // parts.tower.patch_size) ** 2)
+    return (side(config.image_size) // parts.tower.patch_size) ** 2 // parts.group
 
 
 def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
@@ -131,7 +133,7 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
             f"target_num={method.target_num} is more than the model can produce or read: an image has {available} "
             f"visual tokens, the language model reads {limit}. Choose a target_num below {available}."
         )
-    if method.target_num >= available:
+    if method.target_num >= available and "video" not in parts.placeholders:
         warnings.warn(
             f"target_num={method.target_num} covers all {available} visual tokens of an image: nothing will be cut.",
             stacklevel=4,

@@ -61,10 +61,10 @@ class PhaseTimer:
         self._begin = 0.0
 
     def __enter__(self) -> PhaseTimer:
-        tower, language_model = self._parts.tower.module, self._parts.language_model
+        language_model = self._parts.language_model
         self._handles = [
-            tower.register_forward_pre_hook(self._enter_module, prepend=True),
-            tower.register_forward_hook(self._leave_tower),
+            *[tower.module.register_forward_pre_hook(self._enter_module, prepend=True) for tower in self._parts.towers],
+            *[tower.module.register_forward_hook(self._leave_tower) for tower in self._parts.towers],
             language_model.register_forward_pre_hook(self._enter_language_model, prepend=True),
             language_model.register_forward_hook(self._leave_language_model),
         ]

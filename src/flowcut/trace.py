@@ -29,6 +29,8 @@ class TileTrace:
             behind ``layers_run`` repeat the last count.
         layers_run: vision layers that ran; those behind the feature layer do not.
         kept_after_layer: the patches alive after each layer that cut, by layer.
+        unit: how many of the tower's tokens make up one entry of ``kept`` and ``patches``: 1, or those of a group
+            where whole groups are cut (pixel shuffle); ``tokens_after_layer`` counts the tower's tokens.
     """
 
     kept: Tensor
@@ -36,11 +38,17 @@ class TileTrace:
     tokens_after_layer: list[int]
     layers_run: int
     kept_after_layer: dict[int, Tensor]
+    unit: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """The tower's tokens of the uncut tile, without prefix tokens."""
+        return self.patches * self.unit
 
     @property
     def tokens_into_layer(self) -> list[int]:
         """Tokens entering every vision layer that ran."""
-        alive_at_first = self.patches + self.tokens_after_layer[-1] - len(self.kept)
+        alive_at_first = self.tokens + self.tokens_after_layer[-1] - len(self.kept) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
 
@@ -64,7 +72,8 @@ class ImageTrace:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The patch grid, (height, width), or (tiles, height, width) where the model cuts images into tiles."""
+        """The grid that ``kept`` counts in: (height, width), or (tiles, height, width) where the model cuts images into
+        tiles, or (time, height, width) for videos; in patches, or in groups where whole groups are cut."""
         return self.layout.grid
 
     @property
@@ -186,7 +195,7 @@ class SequenceTrace:
         return tuple(
             Flops(
                 tower=sum(
-                    self.costs.tower(tile.patches, tile.tokens_into_layer, tile.tokens_after_layer[: tile.layers_run])
+                    self.costs.tower(tile.tokens, tile.tokens_into_layer, tile.tokens_after_layer[: tile.layers_run])
                     for image in images
                     for tile in image.tiles
                 ),
@@ -204,7 +213,7 @@ class SequenceTrace:
         """What the same pass costs in the uncut model, which runs every layer of the tower."""
         return tuple(
             Flops(
-                tower=sum(self.costs.uncut_tower(tile.patches) for image in images for tile in image.tiles),
+                tower=sum(self.costs.uncut_tower(tile.tokens) for image in images for tile in image.tiles),
                 projector=sum(self.costs.projector(image.patches) for image in images),
                 prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
             )
@@ -217,7 +226,7 @@ class Trace:
     """The last forward pass that saw an image or began a new sequence.
 
     Attributes:
-        images: one entry per image, in the order the images were given.
+        images: one entry per image, in the order the images were given; then the videos.
         sequence: the prompts, or ``None`` before any pass through the language model.
     """
 

@@ -21,16 +21,18 @@ class TowerPass:
     """One pass of a batch of images through a vision tower, as a policy needs to know it.
 
     Attributes:
-        patches: N, patches of every image.
+        patches: N, patches of every image; groups of them where they are cut in groups.
         targets: how many patches of each image must leave the tower (B entries).
         feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
         device: where the activations live.
+        frames: rows of each video, which share its budget; empty for images.
     """
 
     patches: int
     targets: tuple[int, ...]
     feature_layer: int
     device: torch.device
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class LayerView:
         scaling: the layer's factor on ``q . k``.
         prefix: leading tokens that are not patches (the first is CLS); 0 where the tower has no CLS.
         valid: ``[B, S]``, true for real tokens, or ``None`` where all are.
+        group: how many tokens that follow one another are cut or kept together; the policy chooses among groups.
     """
 
     layer: int
@@ -52,6 +55,7 @@ class LayerView:
     scaling: float
     prefix: int
     valid: Tensor | None
+    group: int = 1
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ class FlowCut(Method):
         tower_budget: how many patches leave the tower where there is a second cut: ``"released"`` gives every tile
             half the budget (2.5 times the budget over five tiles), ``"paper"`` twice the budget in all, in equal
             shares.
+        video_budget: how the frames of a video share its budget: ``"equal"`` gives every frame the same share,
+            ``"pooled"`` follows the same schedule but lets the last cut rank the patches of all frames together
+            (every frame keeps one at least).
     """
 
     name: ClassVar[str] = "flowcut"
@@ -42,6 +45,7 @@ class FlowCut(Method):
     couple_batch: bool = False
     decoder_layer: int | None = 1
     tower_budget: Literal["released", "paper"] = "released"
+    video_budget: Literal["equal", "pooled"] = "equal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +56,8 @@ class FlowCut(Method):
 
         if self.tower_budget not in ("released", "paper"):
             raise ValueError(f'tower_budget must be "released" or "paper", got {self.tower_budget!r}.')
+        if self.video_budget not in ("equal", "pooled"):
+            raise ValueError(f'video_budget must be "equal" or "pooled", got {self.video_budget!r}.')
 
     @classmethod
     def as_released(cls, target_num: int) -> FlowCut:
@@ -122,6 +128,7 @@ class FlowCutPolicy(VisionPolicy):
         self.method = method
         self.feature_layer = tower.feature_layer
         self.targets = tower.targets
+        self.pools = tower.frames if method.video_budget == "pooled" else ()
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.importance: Tensor | None = None
         self.relation: Tensor | None = None
@@ -131,12 +138,17 @@ class FlowCutPolicy(VisionPolicy):
     def observe(self, view: LayerView) -> None:
         if self.counts == self.targets:
             return
-        self.valid = None if view.valid is None else view.valid[:, view.prefix :]
+        valid = None if view.valid is None else view.valid[:, view.prefix :]
+        self.valid = None if valid is None else valid[:, :: view.group]
         scale = view.scaling if self.method.scale_semantic else 1.0
         relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
         semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
-        self.relation = flow.share(relation, self.valid)
-        current = flow.score(self.relation, flow.share(semantic, self.valid), flow.density(view.value, view.prefix))
+        relation = flow.share(relation, valid)
+        current = flow.score(relation, flow.share(semantic, valid), flow.density(view.value, view.prefix))
+        self.relation = relation
+        if view.group > 1:
+            self.relation = flow.share(flow.group_means(relation, view.group), self.valid)
+            current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)
         self._finite.append((view.layer, torch.isfinite(current).all()))
 
@@ -147,6 +159,9 @@ class FlowCutPolicy(VisionPolicy):
             return None
         assert self.importance is not None and self.relation is not None
         counts = self._counts_after(layer, self.relation)
+        if self.pools and schedule.layers_to_last_cut(layer, self.feature_layer) == 0:
+            counts = pooled_counts(self.importance, self.targets, self.pools, self.valid)
+            self.targets = counts
         if counts == self.counts:
             return None
         index = top_in_order(self.importance, counts, self.valid)
@@ -172,3 +187,29 @@ class FlowCutPolicy(VisionPolicy):
                 )
         self._finite.clear()
         return tuple(values[len(flags) :])
+
+
+def pooled_counts(
+    importance: Tensor, targets: tuple[int, ...], pools: tuple[int, ...], valid: Tensor | None
+) -> tuple[int, ...]:
+    """How many patches each frame keeps where the frames of a video compete for its budget.
+
+    Args:
+        importance: ``[frames, N]``, the frames of all videos.
+        targets: each frame's equal share; a video's budget is their sum.
+        pools: frames of each video.
+        valid: ``[frames, N]``, false in padding.
+    """
+    if valid is not None:
+        importance = importance.masked_fill(~valid, float("-inf"))
+    # The best patch of a frame always stays: attention over no patch at all is not defined without CLS.
+    ranked = importance.scatter(1, importance.argmax(dim=1, keepdim=True), float("inf"))
+    counts: list[Tensor] = []
+    first = 0
+    for frames in pools:
+        budget = sum(targets[first : first + frames])
+        chosen = ranked[first : first + frames].flatten().topk(budget).indices
+        counts.append(torch.bincount(chosen // importance.shape[1], minlength=frames))
+        first += frames
+    kept: list[int] = torch.cat(counts).tolist()
+    return tuple(kept)

@@ -6,10 +6,22 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
+from .idefics3 import Idefics3, SmolVLM
+from .internvl import InternVL
 from .llava import Llava
 from .llava_next import LlavaNext
+from .llava_onevision import LlavaOnevision
+from .video_llava import VideoLlava
 
-FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext())
+FAMILIES: tuple[ModelFamily, ...] = (
+    Llava(),
+    LlavaNext(),
+    VideoLlava(),
+    LlavaOnevision(),
+    Idefics3(),
+    SmolVLM(),
+    InternVL(),
+)
 
 __all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts"]
 

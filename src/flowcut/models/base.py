@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ class VisionTower:
             itself.
         prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
         patch_size: pixels along one side of a patch.
+        keywords: whether it hands keyword arguments of its call on to its layers.
     """
 
     module: nn.Module
@@ -33,6 +34,7 @@ class VisionTower:
     mlps: tuple[nn.Module, ...]
     prefix: int
     patch_size: int
+    keywords: bool = True
 
     @property
     def config(self) -> Any:
@@ -48,13 +50,16 @@ class ModelParts:
         family: the name of its family.
         top: the module with ``generate`` and the loss; the same as ``base`` for a model without a head.
         base: the module whose ``forward`` joins image features and text (``LlavaModel`` and the like).
-        tower: the vision tower.
+        tower: the vision tower of images, and of every modality without a tower of its own.
         projector: maps tower features into the language model.
         language_model: the decoder, without its head.
         decoder_layers: the decoder's layers, in order.
         placeholders: token id that stands for one visual token in ``input_ids``, by modality (``"image"``).
         second_cut: whether FlowCut's paper cuts this family a second time, inside the language model.
         packer: the base's method that joins the projected tiles of an image, where there is one.
+        own_towers: the towers of other modalities, by modality (``"video"``).
+        group: patches of the tower that are joined into one visual token.
+        shuffle: where they are joined by moving them into channels: a module and the name of its method.
     """
 
     family: str
@@ -67,7 +72,22 @@ class ModelParts:
     placeholders: dict[str, int]
     second_cut: bool = False
     packer: str | None = None
+    own_towers: dict[str, VisionTower] = field(default_factory=dict)
+    group: int = 1
+    shuffle: tuple[nn.Module, str] | None = None
 
+    def tower_of(self, modality: str) -> VisionTower:
+        """The tower that encodes ``modality``."""
+        return self.own_towers.get(modality, self.tower)
+
+    @property
+    def towers(self) -> tuple[VisionTower, ...]:
+        """All vision towers, that of images first."""
+        return (self.tower, *self.own_towers.values())
+
+
+MODALITY = "modality"
+"""Among the options of a call: what it encodes, ``"image"`` or ``"video"``."""
 
 PREFIX = -1
 """In a layout: a prefix token of the tower (CLS, registers); it always stays."""
@@ -78,20 +98,25 @@ SEPARATOR = -2
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How one image becomes visual tokens.
+    """How one image (or video) becomes visual tokens.
 
     Attributes:
-        tiles: rows of the tower's batch that belong to the image.
+        tiles: rows of the tower's batch that belong to the image: its tiles, or the frames of a video.
         grid: (height, width) of its patches, or (tiles, height, width).
         tokens: int64 ``[visual tokens]``: the patch behind every visual token of the prompt, counted over all
             tiles, or :data:`PREFIX` or :data:`SEPARATOR`.
         complete: whether every patch stands behind exactly one token and there are no separators.
+        order: where patches are joined in groups, int64 ``[groups, patches in each]``: the patches of every group;
+            ``grid`` and ``tokens`` then count groups.
+        blocked: why nothing can be cut, where that is so (of ``tokens`` only the number counts then), else empty.
     """
 
     tiles: int
     grid: tuple[int, ...]
     tokens: Tensor
     complete: bool
+    order: Tensor | None = None
+    blocked: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +156,8 @@ class ModelFamily(ABC):
     def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
         """What the model reads from its tower, given the keyword arguments of this call.
 
+        ``options`` also says under :data:`MODALITY` what the call encodes; without it, images.
+
         Raises:
             UnsupportedModelError: the choice leaves the method no room, or contradicts the tower.
         """
@@ -143,7 +170,7 @@ class ModelFamily(ABC):
         Args:
             images: rows of the tower's batch.
             grid: patches of one row, (height, width).
-            options: arguments of the call.
+            options: arguments of the call, and under :data:`MODALITY` what it encodes.
         """
         patches = torch.arange(grid[0] * grid[1])
         tokens = torch.cat([torch.full((choice.visible_prefix,), PREFIX), patches])

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlavaModel
 
 from ..errors import UnsupportedModelError
-from .base import FeatureChoice, ModelFamily, ModelParts
+from .base import MODALITY, FeatureChoice, ModelFamily, ModelParts
 from .towers import LAYOUTS, find_tower
 
 
@@ -38,10 +38,11 @@ class Llava(ModelFamily):
 
     def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
         config: Any = parts.base.config
+        tower = parts.tower_of(options.get(MODALITY, "image"))
         layers = options.get("vision_feature_layer")
         layers = config.vision_feature_layer if layers is None else layers
         strategy = options.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
-        states = len(parts.tower.layers) + 1
+        states = len(tower.layers) + 1
         positive = tuple(layer % states for layer in ([layers] if isinstance(layers, int) else layers))
         if max(positive) < 2:
             raise UnsupportedModelError(
@@ -49,10 +50,10 @@ class Llava(ModelFamily):
                 "a cut needs a feature layer of at least 2."
             )
         dropped = 1 if strategy == "default" else 0
-        if dropped > parts.tower.prefix:
+        if dropped > tower.prefix:
             raise UnsupportedModelError(
                 "vision_feature_select_strategy='default' drops the first token, but "
-                f"{type(parts.tower.module).__name__} has no CLS token there: that would be a patch. "
+                f"{type(tower.module).__name__} has no CLS token there: that would be a patch. "
                 "Set the strategy to 'full'."
             )
-        return FeatureChoice(positive, parts.tower.prefix - dropped)
+        return FeatureChoice(positive, tower.prefix - dropped)

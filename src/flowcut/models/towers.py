@@ -15,13 +15,14 @@ from .base import VisionTower
 class TowerLayout:
     """Names inside a tower: its list of layers, a layer's attention module and its output projection; prefix tokens.
 
-    Every layer also has an ``mlp``.
+    Every layer also has an ``mlp``. ``keywords``: see :class:`~flowcut.models.base.VisionTower`.
     """
 
     layers: str
     attention: str
     projection: str
     cls_tokens: int
+    keywords: bool = True
 
 
 LAYOUTS: dict[str, TowerLayout] = {
@@ -30,6 +31,9 @@ LAYOUTS: dict[str, TowerLayout] = {
     "dinov2_with_registers": TowerLayout("encoder.layer", "attention", "o_proj", 1),
     "vit": TowerLayout("layers", "attention", "o_proj", 1),
     "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 0),
+    "idefics3_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
+    "smolvlm_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
+    "internvl_vision": TowerLayout("encoder.layer", "attention", "projection_layer", 1, keywords=False),
 }
 
 
@@ -54,5 +58,11 @@ def find_tower(module: nn.Module) -> VisionTower:
         projections=tuple(layer.get_submodule(f"{layout.attention}.{layout.projection}") for layer in layers),
         mlps=tuple(layer.get_submodule("mlp") for layer in layers),
         prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
-        patch_size=config.patch_size,
+        patch_size=side(config.patch_size),
+        keywords=layout.keywords,
     )
+
+
+def side(size: Any) -> int:
+    """One side of a square, which configs give as a number or as a pair."""
+    return int(size if isinstance(size, int) else size[0])

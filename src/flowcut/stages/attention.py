@@ -46,6 +46,10 @@ current_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_current_pass
 """The pass whose observed layer is running in this thread."""
 
 
+silent_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_silent_pass", default=None)
+"""The pass of a tower at work that does not hand keyword arguments on to its layers."""
+
+
 def observable_implementations() -> list[str]:
     """Names of the attention implementations whose layers can be observed."""
     known = (name for name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith(PREFIX))
@@ -75,7 +79,7 @@ def hand_over_pass(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of an observed attention module: takes the pass out of its keyword arguments, for the wrapper."""
     kwargs = dict(kwargs)
-    current_pass.set(kwargs.pop(PASS_KEYWORD, None))
+    current_pass.set(kwargs.pop(PASS_KEYWORD, silent_pass.get()))
     return args, kwargs
 
 

@@ -51,7 +51,8 @@ def expand_with_traces(
         starts = torch.tensor([0, *accumulate(trace.placeholders for trace in traces)][:-1], device=found.device)
         images = groupby(enumerate(found[starts, 0].tolist()), key=itemgetter(1))
         order = [image for _, sample in images for image in [number for number, _ in sample] * expand_size]
-        output.pooler_output = [output.pooler_output[image] for image in order]
+        features = [output.pooler_output[image] for image in order]
+        output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
         setattr(output, TRACES, [traces[image] for image in order])
     return mm_encoder_output
 

@@ -32,8 +32,8 @@ from .generation import expand_with_traces, new_columns, prefill, prompt_length
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
 
-PIXELS = {"image": "pixel_values"}
-"""The forward argument that carries the raw input of each modality."""
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+"""The forward arguments that may carry the raw input of each modality."""
 
 TOKENS = ("input_ids", "inputs_embeds")
 
@@ -122,8 +122,8 @@ class SequenceStage:
     def _encode(self, call: dict[str, Any]) -> None:
         """Run the vision tower now, unless ``generate()`` already did."""
         for modality in self.parts.placeholders:
-            pixels = PIXELS[modality]
-            if call.get(pixels) is None:
+            pixels = next((name for name in PIXELS[modality] if call.get(name) is not None), None)
+            if pixels is None:
                 continue
             outputs = dict(call.get("mm_encoder_outputs") or {})
             if modality in outputs:
@@ -140,8 +140,7 @@ class SequenceStage:
         columns = tokens.shape[1]
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
-        images_of = self._mark(call, features, keep, image)
-        images = [image for images in images_of for image in images]
+        images, images_of = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
         before = states[0] if states else self._uncut_state(call, new_mask)
@@ -166,23 +165,27 @@ class SequenceStage:
             _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))
         if features or not before.attention_mask.shape[1]:
             uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
-            self.trace = self._traced(images_of, stretches, uncut)
+            self.trace = self._traced(images, images_of, stretches, uncut)
 
     def _mark(
         self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
-    ) -> list[list[ImageTrace]]:
-        """Clear ``keep`` where tokens were cut, number the images in ``image``; returns the images of every sample."""
+    ) -> tuple[list[ImageTrace], list[list[ImageTrace]]]:
+        """Clear ``keep`` where tokens were cut, number the images in ``image``.
+
+        Returns:
+            The images by number (those of one modality after the other), and the images of every sample.
+        """
+        ordered: list[ImageTrace] = []
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
         model: Any = self.parts.base
-        number = 0
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
             token = self.parts.placeholders[modality]
             found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for trace, row in zip(images, mark_kept(keep, image, found, images, number, modality), strict=True):
+            for trace, row in zip(images, mark_kept(keep, image, found, images, len(ordered), modality), strict=True):
                 images_of[row].append(trace)
-            number += len(images)
-        return images_of
+            ordered += images
+        return ordered, images_of
 
     @staticmethod
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
@@ -204,7 +207,13 @@ class SequenceStage:
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
 
-    def _traced(self, images_of: list[list[ImageTrace]], stretches: list[Stretch], uncut: Tensor) -> Trace:
+    def _traced(
+        self,
+        images: list[ImageTrace],
+        images_of: list[list[ImageTrace]],
+        stretches: list[Stretch],
+        uncut: Tensor,
+    ) -> Trace:
         sequence = SequenceTrace(
             visual_tokens=tuple(sum(image.visual_tokens for image in images) for images in images_of),
             stretches=stretches,
@@ -213,7 +222,7 @@ class SequenceStage:
             images_of=tuple(tuple(images) for images in images_of),
             costs=self.costs,
         )
-        return Trace([image for images in images_of for image in images], sequence)
+        return Trace(images, sequence)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook behind the base model's forward: leave the state of the sequence on its cache."""

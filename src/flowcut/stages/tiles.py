@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..methods.base import Method
 from ..models.base import PREFIX, SEPARATOR, FeatureChoice, ImageLayout
 from ..trace import ImageTrace, TileTrace
@@ -42,30 +43,41 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
     """How many patches of each tile of an image leave the tower.
 
     Raises:
-        ValueError: the budget does not even cover the prefix tokens and one patch.
+        UnsupportedModelError: there is something to cut, but the layout does not allow it.
+        ValueError: the budget does not even cover the prefix tokens and one patch (of every frame).
     """
     available = len(layout.tokens)
     tokens = method.tokens_to_keep(available)
     if tokens == available:
         return TilePlan(layout, (patches,) * layout.tiles, tokens)
-    budget = budget_of_patches(method, available, choice)
+    if layout.blocked:
+        raise UnsupportedModelError(layout.blocked)
+    rows = layout.tiles if layout.complete else 1
+    budget = budget_of_patches(method, available, rows * choice.visible_prefix, rows)
     return TilePlan(layout, method.tile_targets(budget, layout.tiles, patches, second_cut), tokens)
 
 
-def budget_of_patches(method: Method, available: int, choice: FeatureChoice) -> int:
+def budget_of_patches(method: Method, available: int, prefix: int, least: int = 1) -> int:
     """What a budget for ``available`` visual tokens leaves for patches once the prefix tokens are taken off.
 
+    Args:
+        method: names the budget.
+        available: visual tokens of the uncut image, or video.
+        prefix: how many of them are prefix tokens of the tower.
+        least: patches that must stay: one of every frame.
+
     Raises:
-        ValueError: nothing.
+        ValueError: it leaves fewer than ``least``.
     """
     tokens = method.tokens_to_keep(available)
-    if tokens <= choice.visible_prefix:
+    if tokens < prefix + least:
         raise ValueError(
-            f"A budget of {tokens} visual token(s) leaves no patch: the model also reads "
-            f"{choice.visible_prefix} prefix token(s) of the tower (vision_feature_select_strategy='full'). "
-            f"Give at least {choice.visible_prefix + 1}."
+            f"A budget of {tokens} visual token(s) leaves no patch{' for some frames' if least > 1 else ''}: the model "
+            f"also reads {prefix} prefix token(s) of the tower (its CLS token: of images under "
+            "vision_feature_select_strategy='full', in Video-LLaVA of every frame of a video). "
+            f"Give at least {prefix + least}."
         )
-    return tokens - choice.visible_prefix
+    return tokens - prefix
 
 
 def kept_tokens(tokens: Tensor, tiles: tuple[TileTrace, ...], keep_separators: bool) -> Tensor:
@@ -110,3 +122,22 @@ def pack_tiles(trace: ImageTrace, features: Tensor, newline: Tensor | None) -> T
     if newline is not None:
         packed = torch.where((tokens == SEPARATOR)[:, None], newline.to(packed), packed)
     return packed
+
+
+def join_rows(traces: list[ImageTrace], features: Tensor) -> Tensor:
+    """The rows of each video one after the other, without the padding behind a frame's kept patches.
+
+    Args:
+        traces: what is left of every video; all videos of a call have as many tokens left.
+        features: projected rows ``[frames, tokens, width]``, the frames of all videos.
+
+    Returns:
+        ``[videos, kept visual tokens, width]``.
+    """
+    lengths = [
+        len(tile.kept) + int((trace.layout.tokens == PREFIX).sum()) // len(trace.tiles)
+        for trace in traces
+        for tile in trace.tiles
+    ]
+    rows = torch.cat([row[:length] for row, length in zip(features, lengths, strict=True)])
+    return rows.reshape(len(traces), -1, features.shape[-1])

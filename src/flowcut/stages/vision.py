@@ -11,203 +11,68 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask
 
-from ..errors import FlowCutError, NotAppliedError
-from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
-from ..models.base import FeatureChoice, ModelFamily, ModelParts, VisionTower
-from ..selection import compose, counts_mask, with_prefix
-from ..trace import ImageTrace, TileTrace
-from .attention import PASS_KEYWORD, Observation, current_pass
-from .narrowing import Narrowing
+from ..errors import UnsupportedModelError
+from ..methods.base import Method
+from ..models.base import MODALITY, ModelFamily, ModelParts, VisionTower
+from ..trace import ImageTrace
+from .attention import PASS_KEYWORD, Observation, current_pass, silent_pass
 from .overrides import Override
-from .tiles import TilePlan, pack_tiles, plan_image
+from .tiles import join_rows, pack_tiles, plan_image
+from .vision_pass import VisionPass
 
 TRACES = "flowcut_images"
 """Attribute of a tower's output that holds the traces of its images."""
 
 call_options: ContextVar[dict[str, Any]] = ContextVar("flowcut_call_options", default={})  # noqa: B039
-"""Arguments of the ``get_image_features`` call at work; read only."""
+"""Arguments of the ``get_image_features`` (or ``get_video_features``) call at work; read only."""
 
 
 latest_traces: ContextVar[list[ImageTrace]] = ContextVar("flowcut_latest_traces", default=[])  # noqa: B039
 """Traces of the tower's pass in the ``get_image_features`` call at work, for the packing behind it; read only."""
 
 
-class VisionPass:
-    """One batch of images on its way through the tower."""
-
-    def __init__(
-        self,
-        tower: VisionTower,
-        choice: FeatureChoice,
-        plan: list[TilePlan],
-        patches: int,
-        method: Method,
-        device: torch.device,
-    ) -> None:
-        self.tower = tower
-        self.choice = choice
-        self.plan = plan
-        self.patches = patches
-        self.last_layer = max(choice.layers)
-        self.targets = tuple(target for image in plan for target in image.targets)
-        self.policy: VisionPolicy | None = None
-        if any(target < patches for target in self.targets):
-            self.policy = method.vision_policy(TowerPass(patches, self.targets, self.last_layer, device))
-        self.counts: tuple[int, ...] = (patches,) * len(self.targets)
-        self.alive: Tensor | None = None
-        self.valid: Tensor | None = None
-        self.mask: Any = None
-        self.selections: dict[int, Selection | None] = {}
-        self.narrowings: dict[int, Narrowing] = {}
-        self.tokens_into: dict[int, int] = {}
-        self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
-        self.tokens_after_layer: list[tuple[int, ...]] = []
-        self.masks_seen: dict[int, Any] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
-        """Show a layer's q, k, v to the policy; returns the mask that hides the padding of a ragged batch."""
-        if layer in self.masks_seen:
-            return self.masks_seen[layer]
-        if self.mask is not None or self.alive is not None:
-            if mask is not None:
-                raise FlowCutError(
-                    "The vision tower was called with an attention mask of its own, which does not fit the tokens "
-                    "that are left after a cut. Call it without one."
-                )
-            mask = self.mask
-        self.masks_seen[layer] = mask
-        if self.policy is not None and layer < self.last_layer:
-            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-                view = LayerView(layer, query, key, value, scaling, self.tower.prefix, self.valid)
-                self.policy.observe(view)
-                selection = self.policy.select(layer)
-            if selection is not None:
-                counts = [self.tower.prefix + count for count in selection.counts]
-                self.narrowings[layer] = Narrowing.to(with_prefix(selection.index, self.tower.prefix), counts)
-            self.selections[layer] = selection
-        return mask
-
-    def narrowing(self, layer: int) -> Narrowing | None:
-        """The tokens that go on after ``layer``, where some do not."""
-        return self.narrowings.get(layer)
-
-    def cut(self, layer: int, hidden: Tensor) -> Tensor:
-        """The hidden states ``[B, S, width]`` that go on after ``layer``."""
-        narrowing = self.narrowings.get(layer)
-        if narrowing is not None:
-            hidden = narrowing.narrow(hidden)
-        if len(self.tokens_after_layer) == layer:
-            self._note(layer, hidden)
-        return hidden
-
-    def _note(self, layer: int, hidden: Tensor) -> None:
-        """Keep the books after a layer; a layer that is recomputed in the backward pass is in them already."""
-        if self.policy is not None and layer not in self.masks_seen:
-            raise NotAppliedError(
-                f"Vision layer {layer} ran without its attention being seen: its forward was replaced, or its "
-                "attention no longer goes through transformers' attention interface. Attach after such changes."
-            )
-        selection = self.selections.get(layer)
-        if selection is not None:
-            self.counts = selection.counts
-            index = selection.index
-            self.alive = index if self.alive is None else compose(self.alive.to(index.device), index)
-            self.kept_after_layer[layer] = (self.alive, self.counts)
-            self._update_mask(hidden, index)
-        self.tokens_after_layer.append(tuple(self.tower.prefix + count for count in self.counts))
-
-    def _update_mask(self, hidden: Tensor, index: Tensor) -> None:
-        width = index.shape[1]
-        if min(self.counts) == width:
-            self.valid, self.mask = None, None
-            return
-        prefix = self.tower.prefix
-        self.valid = counts_mask([prefix + count for count in self.counts], prefix + width, hidden.device)
-        self.mask = create_bidirectional_mask(
-            config=self.tower.config,
-            inputs_embeds=hidden,
-            attention_mask=self.valid.long(),
-        )
-
-    def aligned(self, layer: int, hidden: Tensor) -> Tensor:
-        """Hidden state number ``layer`` (0 is the embedding output) reduced to the tokens kept at the end."""
-        for cut_layer, narrowing in sorted(self.narrowings.items(), key=itemgetter(0)):
-            if cut_layer >= layer:
-                hidden = narrowing.narrow(hidden)
-        return hidden
-
-    def traces(self, keep_separators: bool) -> list[ImageTrace]:
-        """What happened to every image.
-
-        Args:
-            keep_separators: whether separators of rows that still have a patch stay.
-
-        Raises:
-            NotAppliedError: layers were skipped, or an image still has more tokens than its budget.
-        """
-        if len(self.tokens_after_layer) < self.last_layer or self.counts != self.targets:
-            raise NotAppliedError(
-                f"The vision tower ended with {self.counts} patches per image instead of {self.targets}: "
-                f"{len(self.tokens_after_layer)} of {self.last_layer} layers passed through the method. Its forward "
-                "was replaced or wrapped after attaching; detach, make the change, then attach."
-            )
-        tiles = [self._tile(row) for row in range(len(self.targets))]
-        traces = []
-        for image in self.plan:
-            own = tuple(tiles.pop(0) for _ in range(image.layout.tiles))
-            traces.append(image.trace(own, keep_separators))
-        return traces
-
-    def _tile(self, row: int) -> TileTrace:
-        unrun = len(self.tower.layers) - len(self.tokens_after_layer)
-        counts = [*self.tokens_after_layer, *[self.tokens_after_layer[-1]] * unrun]
-        kept = torch.arange(self.patches) if self.alive is None else self.alive[row, : self.counts[row]]
-        return TileTrace(
-            kept=kept,
-            patches=self.patches,
-            tokens_after_layer=[after[row] for after in counts],
-            layers_run=self.last_layer,
-            kept_after_layer={
-                layer: alive[row, : counted[row]] for layer, (alive, counted) in self.kept_after_layer.items()
-            },
-        )
-
-
 class VisionStage:
-    """Keeps a method attached to a vision tower until :meth:`close`."""
+    """Keeps a method attached to a model's vision towers until :meth:`close`."""
 
     def __init__(self, family: ModelFamily, parts: ModelParts, method: Method) -> None:
         self.family = family
         self.parts = parts
         self.method = method
-        tower = parts.tower
-        self.observation = Observation(tower.attentions)
-        self.handles = [
-            tower.module.register_forward_pre_hook(self._enter, with_kwargs=True),
-            tower.module.register_forward_hook(self._leave, with_kwargs=True),
-        ]
+        self.handles: list[Any] = []
+        self.overrides: list[Override] = []
+        self.observations = [self._watch(tower) for tower in parts.towers]
+        for modality in parts.placeholders:
+            encode = partial(with_call_options, modality)
+            self.overrides.append(Override(parts.base, f"get_{modality}_features", encode))
+        if parts.packer is not None:
+            self.overrides.append(Override(parts.base, parts.packer, pack_kept))
+        if parts.shuffle is not None:
+            self.overrides.append(Override(*parts.shuffle, join_groups))
+
+    def _watch(self, tower: VisionTower) -> Observation:
+        """Lay hooks and overrides on one tower."""
+        observation = Observation(tower.attentions)
+        enter = partial(self._enter, tower, observation)
+        self.handles.append(tower.module.register_forward_pre_hook(enter, with_kwargs=True))
+        self.handles.append(tower.module.register_forward_hook(self._leave, with_kwargs=True))
+        if not tower.keywords:
+            self.overrides.append(Override(tower.module, "forward", run_silently))
         for index, layer in enumerate(tower.layers):
             # In front of transformers' own recorders of hidden states, which would otherwise keep the uncut ones.
             self.handles.append(
                 layer.register_forward_hook(partial(self._after_layer, index), prepend=True, with_kwargs=True)
             )
+            self.overrides.append(Override(layer, "forward", partial(run_or_skip, index)))
         for modules in (tower.projections, tower.mlps):
             for index, module in enumerate(modules):
                 self.handles.append(module.register_forward_pre_hook(partial(narrow_input, index)))
                 self.handles.append(module.register_forward_hook(partial(widen_output, index)))
-        self.overrides = [
-            Override(layer, "forward", partial(run_or_skip, index)) for index, layer in enumerate(tower.layers)
-        ]
-        self.overrides.append(Override(parts.base, "get_image_features", with_call_options))
-        if parts.packer is not None:
-            self.overrides.append(Override(parts.base, parts.packer, pack_kept))
+        return observation
 
     def close(self) -> None:
         """Take every hook and override off again."""
@@ -215,28 +80,37 @@ class VisionStage:
             handle.remove()
         for override in reversed(self.overrides):
             override.close()
-        self.observation.close()
+        for observation in self.observations:
+            observation.close()
 
     def _enter(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        tower: VisionTower,
+        observation: Observation,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self.observation.refresh()
+        observation.refresh()
         pixel_values = args[0] if args else kwargs["pixel_values"]
-        options, tower = call_options.get(), self.parts.tower
+        options = call_options.get()
         choice = self.family.feature_choice(self.parts, options)
         grid = (pixel_values.shape[-2] // tower.patch_size, pixel_values.shape[-1] // tower.patch_size)
         layouts = self.family.layouts(self.parts, choice, len(pixel_values), grid, options)
-        patches = grid[0] * grid[1]
+        patches = grid[0] * grid[1] // self.parts.group
         plan = [plan_image(self.method, layout, patches, choice, self.parts.second_cut) for layout in layouts]
-        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values.device)
+        frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
+        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values.device, frames)
+        if current.policy is not None and not tower.keywords and torch.is_grad_enabled():
+            refuse_checkpointing(tower)
         return args, {**kwargs, PASS_KEYWORD: current}
 
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        current: VisionPass | None = kwargs.get(PASS_KEYWORD)
+        current = kwargs.get(PASS_KEYWORD, silent_pass.get())
         current_pass.set(None)
-        if current is None or index >= current.last_layer:
+        if not isinstance(current, VisionPass) or index >= current.last_layer:
             return None
         return current.cut(index, output)
 
@@ -249,6 +123,13 @@ class VisionStage:
                 current.aligned(layer, state) if state is not None and layer in current.choice.layers else state
                 for layer, state in enumerate(states)
             )
+        if current.order is not None and current.policy is not None:
+            output.last_hidden_state = current.padded(output.last_hidden_state)
+            if states is not None:
+                output.hidden_states = tuple(
+                    current.padded(state) if layer in current.choice.layers else state
+                    for layer, state in enumerate(output.hidden_states)
+                )
         setattr(output, TRACES, traces)
         latest_traces.set(traces)
         return output
@@ -275,21 +156,54 @@ def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: T
 
 def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A vision layer's forward: layers behind the feature layer hand their input on."""
-    current: VisionPass | None = kwargs.get(PASS_KEYWORD)
-    if current is not None and index >= current.last_layer:
-        return hidden_states
+    current = kwargs.get(PASS_KEYWORD, silent_pass.get())
+    if isinstance(current, VisionPass):
+        if index >= current.last_layer:
+            return hidden_states
+        if index == 0:
+            hidden_states = current.arranged(hidden_states)
     return original(hidden_states, *args, **kwargs)
 
 
-def with_call_options(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """``get_image_features`` with its arguments at hand for the tower's hooks."""
-    bound = inspect.signature(original).bind(*args, **kwargs)
-    token = call_options.set({**bound.arguments, **bound.kwargs})
+def run_silently(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The forward of a tower that does not hand keyword arguments on: its layers find the pass by themselves."""
+    token = silent_pass.set(kwargs.pop(PASS_KEYWORD, None))
     try:
         return original(*args, **kwargs)
     finally:
+        silent_pass.reset(token)
+
+
+def refuse_checkpointing(tower: VisionTower) -> None:
+    """Towers that hand no keyword arguments on could not repeat a cut in the backward pass.
+
+    Raises:
+        UnsupportedModelError: gradient checkpointing is at work in the tower.
+    """
+    if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in tower.layers):
+        raise UnsupportedModelError(
+            f"{type(tower.module).__name__} cannot be cut under gradient checkpointing. Switch it off for the vision "
+            "tower (its gradient_checkpointing_disable()), or put the tower into eval mode."
+        )
+
+
+def with_call_options(modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``get_image_features`` and the like, with their arguments at hand for the tower's hooks."""
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    token = call_options.set({**bound.arguments, **bound.kwargs, MODALITY: modality})
+    try:
+        output = original(*args, **kwargs)
+    finally:
         call_options.reset(token)
         latest_traces.set([])
+    traces: list[ImageTrace] = getattr(output, TRACES, [])
+    features = getattr(output, "pooler_output", None)
+    if isinstance(features, Tensor) and len(features) == sum(len(trace.tiles) for trace in traces) > len(traces):
+        output.pooler_output = join_rows(traces, features)
+    elif isinstance(features, list) and len(features) != len(traces) > 0:
+        # Idefics3 joins the features of each sample, but placeholders come in one block for every tile.
+        output.pooler_output = list(torch.split(torch.cat(features), [trace.visual_tokens for trace in traces]))
+    return output
 
 
 def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
@@ -301,3 +215,12 @@ def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: An
     newline = bound.arguments.get("image_newline")
     packed = [pack_tiles(trace, features, newline) for trace, features in zip(traces, image_features, strict=True)]
     return packed, torch.tensor([len(features) for features in packed], device=packed[0].device)
+
+
+def join_groups(original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The model's pixel shuffle: kept patches come group by group, with padding behind them."""
+    tiles = [tile for trace in latest_traces.get() for tile in trace.tiles]
+    if all(len(tile.kept) == tile.patches for tile in tiles):
+        return original(features, *args, **kwargs)
+    kept, unit = len(tiles[0].kept), tiles[0].unit
+    return features.flatten(1, -2)[:, : kept * unit].reshape(len(features), kept, unit * features.shape[-1])

@@ -1,0 +1,197 @@
+"""One batch of images on its way through a vision tower: what was seen, what was cut, what is left."""
+
+from __future__ import annotations
+
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+
+from ..errors import FlowCutError, NotAppliedError, UnsupportedModelError
+from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from ..models.base import FeatureChoice, VisionTower
+from ..selection import compose, counts_mask, with_prefix
+from ..trace import ImageTrace, TileTrace
+from .narrowing import Narrowing
+from .tiles import TilePlan
+
+
+class VisionPass:
+    """One batch of images on its way through the tower."""
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        choice: FeatureChoice,
+        plan: list[TilePlan],
+        patches: int,
+        method: Method,
+        device: torch.device,
+        frames: tuple[int, ...] = (),
+    ) -> None:
+        self.tower = tower
+        self.choice = choice
+        self.plan = plan
+        self.patches = patches
+        self.order = plan[0].layout.order if plan else None
+        self.group = 1 if self.order is None else self.order.shape[1]
+        self.last_layer = max(choice.layers)
+        self.targets = tuple(target for image in plan for target in image.targets)
+        self.policy: VisionPolicy | None = None
+        if any(target < patches for target in self.targets):
+            self.policy = method.vision_policy(TowerPass(patches, self.targets, self.last_layer, device, frames))
+        self.counts: tuple[int, ...] = (patches,) * len(self.targets)
+        self.alive: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.mask: Any = None
+        self.selections: dict[int, Selection | None] = {}
+        self.narrowings: dict[int, Narrowing] = {}
+        self.tokens_into: dict[int, int] = {}
+        self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+        self.tokens_after_layer: list[tuple[int, ...]] = []
+        self.masks_seen: dict[int, Any] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
+        """Show a layer's q, k, v to the policy; returns the mask that hides the padding of a ragged batch."""
+        if layer in self.masks_seen:
+            return self.masks_seen[layer]
+        if self.order is not None and self.policy is not None and mask is not None:
+            raise UnsupportedModelError(
+                "An image is padded inside its tile (pixel_attention_mask has zeros), and patches that are joined in "
+                "groups cannot be cut there. Give images that fill their tiles, or a budget that covers everything."
+            )
+        if self.mask is not None or self.alive is not None:
+            if mask is not None:
+                raise FlowCutError(
+                    "The vision tower was called with an attention mask of its own, which does not fit the tokens "
+                    "that are left after a cut. Call it without one."
+                )
+            mask = self.mask
+        self.masks_seen[layer] = mask
+        if self.policy is not None and layer < self.last_layer:
+            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+                view = LayerView(layer, query, key, value, scaling, self.tower.prefix, self.valid, self.group)
+                self.policy.observe(view)
+                selection = self.policy.select(layer)
+            if selection is not None:
+                index = with_prefix(in_groups(selection.index, self.group), self.tower.prefix)
+                self.narrowings[layer] = Narrowing.to(index, self._tokens(selection.counts))
+            self.selections[layer] = selection
+        return mask
+
+    def arranged(self, hidden: Tensor) -> Tensor:
+        """The first layer's input ``[B, S, width]``, the patches of each group side by side."""
+        if self.order is None or self.policy is None:
+            return hidden
+        index = with_prefix(self.order.reshape(1, -1), self.tower.prefix)[0]
+        return hidden[:, index.to(hidden.device)]
+
+    def padded(self, features: Tensor) -> Tensor:
+        """The tower's output ``[B, S, width]`` at its uncut length, for models that reshape it to a square."""
+        missing = self.tower.prefix + self.patches * self.group - features.shape[1]
+        return nn.functional.pad(features, (0, 0, 0, missing))
+
+    def narrowing(self, layer: int) -> Narrowing | None:
+        """The tokens that go on after ``layer``, where some do not."""
+        return self.narrowings.get(layer)
+
+    def cut(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states ``[B, S, width]`` that go on after ``layer``."""
+        narrowing = self.narrowings.get(layer)
+        if narrowing is not None:
+            hidden = narrowing.narrow(hidden)
+        if len(self.tokens_after_layer) == layer:
+            self._note(layer, hidden)
+        return hidden
+
+    def _note(self, layer: int, hidden: Tensor) -> None:
+        """Keep the books after a layer; a layer that is recomputed in the backward pass is in them already."""
+        if self.policy is not None and layer not in self.masks_seen:
+            raise NotAppliedError(
+                f"Vision layer {layer} ran without its attention being seen: its forward was replaced, or its "
+                "attention no longer goes through transformers' attention interface. Attach after such changes."
+            )
+        selection = self.selections.get(layer)
+        if selection is not None:
+            self.counts = selection.counts
+            index = selection.index
+            self.alive = index if self.alive is None else compose(self.alive.to(index.device), index)
+            self.kept_after_layer[layer] = (self.alive, self.counts)
+            self._update_mask(hidden, index)
+        self.tokens_after_layer.append(tuple(self._tokens(self.counts)))
+
+    def _tokens(self, counts: tuple[int, ...]) -> list[int]:
+        """Tokens of the tower that make up so many patches (or groups), prefix tokens included."""
+        return [self.tower.prefix + count * self.group for count in counts]
+
+    def _update_mask(self, hidden: Tensor, index: Tensor) -> None:
+        width = index.shape[1]
+        if min(self.counts) == width:
+            self.valid, self.mask = None, None
+            return
+        self.valid = counts_mask(self._tokens(self.counts), hidden.shape[1], hidden.device)
+        self.mask = create_bidirectional_mask(
+            config=self.tower.config,
+            inputs_embeds=hidden,
+            attention_mask=self.valid.long(),
+        )
+
+    def aligned(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden state number ``layer`` (0 is the embedding output) reduced to the tokens kept at the end."""
+        for cut_layer, narrowing in sorted(self.narrowings.items(), key=itemgetter(0)):
+            if cut_layer >= layer:
+                hidden = narrowing.narrow(hidden)
+        return hidden
+
+    def traces(self, keep_separators: bool) -> list[ImageTrace]:
+        """What happened to every image.
+
+        Args:
+            keep_separators: whether separators of rows that still have a patch stay.
+
+        Raises:
+            NotAppliedError: layers were skipped, or an image still has more tokens than its budget.
+        """
+        counts, targets = self._per_image(self.counts), self._per_image(self.targets)
+        if len(self.tokens_after_layer) < self.last_layer or counts != targets:
+            raise NotAppliedError(
+                f"The vision tower ended with {counts} patches per image instead of {targets}: "
+                f"{len(self.tokens_after_layer)} of {self.last_layer} layers passed through the method. Its forward "
+                "was replaced or wrapped after attaching; detach, make the change, then attach."
+            )
+        tiles = [self._tile(row) for row in range(len(self.targets))]
+        traces = []
+        for image in self.plan:
+            own = tuple(tiles.pop(0) for _ in range(image.layout.tiles))
+            traces.append(image.trace(own, keep_separators))
+        return traces
+
+    def _per_image(self, rows: tuple[int, ...]) -> list[int]:
+        """Numbers of every row, summed over the rows of each image."""
+        numbers = iter(rows)
+        return [sum(islice(numbers, image.layout.tiles)) for image in self.plan]
+
+    def _tile(self, row: int) -> TileTrace:
+        unrun = len(self.tower.layers) - len(self.tokens_after_layer)
+        counts = [*self.tokens_after_layer, *[self.tokens_after_layer[-1]] * unrun]
+        kept = torch.arange(self.patches) if self.alive is None else self.alive[row, : self.counts[row]]
+        return TileTrace(
+            kept=kept,
+            patches=self.patches,
+            tokens_after_layer=[after[row] for after in counts],
+            layers_run=self.last_layer,
+            kept_after_layer={
+                layer: alive[row, : counted[row]] for layer, (alive, counted) in self.kept_after_layer.items()
+            },
+            unit=self.group,
+        )
+
+
+def in_groups(index: Tensor, group: int) -> Tensor:
+    """Positions of groups ``[B, K]`` as positions of their tokens ``[B, K * group]``."""
+    if group == 1:
+        return index
+    return (index[..., None] * group + torch.arange(group, device=index.device)).flatten(1)
