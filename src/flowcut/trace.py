@@ -82,6 +82,11 @@ class ImageTrace:
         return sum(tile.patches for tile in self.tiles)
 
     @property
+    def projected(self) -> int:
+        """Tokens that the uncut model takes through its projector."""
+        return self.placeholders if self.layout.complete else self.patches
+
+    @property
     def placeholders(self) -> int:
         """Visual tokens of the uncut image, as they are counted in the prompt."""
         return len(self.placeholder_kept)
@@ -214,7 +219,7 @@ class SequenceTrace:
         return tuple(
             Flops(
                 tower=sum(self.costs.uncut_tower(tile.tokens) for image in images for tile in image.tiles),
-                projector=sum(self.costs.projector(image.patches) for image in images),
+                projector=sum(self.costs.projector(image.projected) for image in images),
                 prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
             )
             for images, tokens in zip(self.images_of, self.uncut_attended.tolist(), strict=True)

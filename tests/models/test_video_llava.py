@@ -60,6 +60,10 @@ def test_detach_leaves_nothing_behind(attention: str) -> None:
     families.check_detach(tiny_model(attention), families.collate(SAMPLES), FlowCut(target_num=20))
 
 
+def test_flops_against_torch() -> None:
+    families.check_flops(tiny_model("eager"), families.collate([sample("iv")]), FlowCut(target_num=20))
+
+
 def test_loss_with_labels() -> None:
     families.check_loss(tiny_model(), families.collate(SAMPLES), FlowCut(target_num=20))
 
