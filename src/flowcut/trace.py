@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TileTrace:
-    """One row of the vision tower's batch: a picture, or a tile of one.
+    """One row of the vision tower's batch: a picture, a tile of one, or a frame of a video.
 
     Attributes:
         kept: indices of the patches that left the tower, into its patch grid (row-major), sorted; int64 ``[K]``.
