@@ -6,13 +6,16 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flowcut import FlowCut, attach
+from flowcut.models import find_parts
 
 Sample = dict[str, Any]
 """One prompt: ``input_ids`` as a list, and the tensors of its images and videos as the model takes them."""
@@ -145,6 +148,31 @@ def check_loss(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
     model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def check_flops(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
+    """Our count against torch's, which also sees the scoring; the model must compute its attention eagerly."""
+    _, parts = find_parts(model)
+    names = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+
+    def counted() -> list[int]:
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs, use_cache=False)
+        counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
+        towers = sum(counts.get(names[tower.module], 0) for tower in parts.towers)
+        return [towers, counts[names[parts.projector]], counts[names[parts.language_model]]]
+
+    uncut = counted()
+    with attach(model, method) as handle:
+        cut = counted()
+        sequence = handle.trace.sequence
+    assert sequence is not None
+    for ours, theirs in ((sequence.flops[0], cut), (sequence.uncut_flops[0], uncut)):
+        assert ours.tower == pytest.approx(theirs[0], rel=0.06)
+        assert ours.projector == theirs[1]
+        assert ours.prefill == pytest.approx(theirs[2], rel=0.02)
+    assert sequence.flops[0].total < sequence.uncut_flops[0].total
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TileTrace:
-    """One row of the vision tower's batch: a picture, or a tile of one.
+    """One row of the vision tower's batch: a picture, a tile of one, or a frame of a video.
 
     Attributes:
         kept: indices of the patches that left the tower, into its patch grid (row-major), sorted; int64 ``[K]``.
@@ -80,6 +80,11 @@ class ImageTrace:
     def patches(self) -> int:
         """Patches of the uncut image, over all tiles."""
         return sum(tile.patches for tile in self.tiles)
+
+    @property
+    def projected(self) -> int:
+        """Tokens that the uncut model takes through its projector."""
+        return self.placeholders if self.layout.complete else self.patches
 
     @property
     def placeholders(self) -> int:
@@ -214,7 +219,7 @@ class SequenceTrace:
         return tuple(
             Flops(
                 tower=sum(self.costs.uncut_tower(tile.tokens) for image in images for tile in image.tiles),
-                projector=sum(self.costs.projector(image.patches) for image in images),
+                projector=sum(self.costs.projector(image.projected) for image in images),
                 prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
             )
             for images, tokens in zip(self.images_of, self.uncut_attended.tolist(), strict=True)

@@ -79,6 +79,11 @@ def test_detach_leaves_nothing_behind(kind: str, attention: str) -> None:
 
 
 @both
+def test_flops_against_torch(kind: str) -> None:
+    families.check_flops(tiny_model(kind, "eager"), together([sample(2)]), FlowCut(target_num=4))
+
+
+@both
 def test_loss_with_labels(kind: str) -> None:
     families.check_loss(tiny_model(kind), together(SAMPLES), FlowCut(target_num=4))
 

@@ -28,7 +28,7 @@ def tiny_model(attention: str = "sdpa", **overrides: Any) -> Any:
     return families.build(InternVLForConditionalGeneration, config, ("vision_tower",), attention)
 
 
-def sample(tiles: int, seed: int = 0, size: int = 84) -> families.Sample:
+def sample(tiles: int, seed: int = 0) -> families.Sample:
     prompt = families.prompt([(tiny.IMAGE_TOKEN, TOKENS)] * tiles, seed=seed)
     return {"input_ids": prompt, **({"pixel_values": tiny.pictures(tiles, seed)} if tiles else {})}
 
@@ -49,6 +49,10 @@ def test_a_budget_for_everything_is_exactly_the_uncut_model() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_detach_leaves_nothing_behind(attention: str) -> None:
     families.check_detach(tiny_model(attention), families.collate(SAMPLES), FlowCut(target_num=4))
+
+
+def test_flops_against_torch() -> None:
+    families.check_flops(tiny_model("eager"), families.collate([sample(2)]), FlowCut(target_num=4))
 
 
 def test_loss_with_labels() -> None:

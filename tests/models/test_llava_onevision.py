@@ -77,6 +77,10 @@ def test_detach_leaves_nothing_behind(samples: list[families.Sample], attention:
     families.check_detach(tiny_model(attention), families.collate(samples), FlowCut(target_num=20))
 
 
+def test_flops_against_torch() -> None:
+    families.check_flops(tiny_model("eager"), families.collate([sample([SQUARE])]), FlowCut(target_num=20))
+
+
 def test_loss_with_labels(samples: list[families.Sample]) -> None:
     families.check_loss(tiny_model(), families.collate(samples), FlowCut(target_num=20))
 

@@ -20,9 +20,9 @@ VIDEO_TOKENS = FRAMES * (tiny.PATCHES + 1)
 PIXELS = "pixel_values" if Version(transformers.__version__) >= Version("5.23") else "pixel_values_images"
 
 
-def tiny_model(attention: str = "sdpa") -> Any:
+def tiny_model(attention: str = "sdpa", **overrides: Any) -> Any:
     config = VideoLlavaConfig(
-        vision_config=CLIPVisionConfig(**tiny.SHAPE, intermediate_size=64),
+        vision_config=CLIPVisionConfig(**{**tiny.SHAPE, **overrides}, intermediate_size=64),
         text_config=families.text_config(),
         image_token_index=tiny.IMAGE_TOKEN,
         video_token_index=families.VIDEO_TOKEN,
@@ -60,6 +60,10 @@ def test_detach_leaves_nothing_behind(attention: str) -> None:
     families.check_detach(tiny_model(attention), families.collate(SAMPLES), FlowCut(target_num=20))
 
 
+def test_flops_against_torch() -> None:
+    families.check_flops(tiny_model("eager"), families.collate([sample("iv")]), FlowCut(target_num=20))
+
+
 def test_loss_with_labels() -> None:
     families.check_loss(tiny_model(), families.collate(SAMPLES), FlowCut(target_num=20))
 
@@ -94,6 +98,19 @@ def test_pooled_frames_compete_in_the_last_cut() -> None:
         assert [sum(video) for video in counts[budget]] == [18, 18]
     assert counts["equal"] == [[5, 5, 4, 4]] * 2
     assert counts["pooled"] != counts["equal"] and min(min(video) for video in counts["pooled"]) >= 1
+
+
+@torch.no_grad()
+def test_a_video_of_the_papers_size() -> None:
+    """8 frames of 256 patches and a CLS token each; of 2048 patches 256 tokens are left in all."""
+    model = tiny_model(image_size=224)
+    video = torch.randn(1, 8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert model.model.get_video_features(video).pooler_output.flatten(0, 1).shape == (8 * 257, 32)
+    with attach(model, FlowCut(target_num=256)):
+        output = model.model.get_video_features(video)
+    assert output.pooler_output.shape == (1, 256, 32)
+    (trace,) = output.flowcut_images
+    assert trace.grid == (8, 16, 16) and [len(frame.kept) for frame in trace.tiles] == [31] * 8
 
 
 @torch.no_grad()

@@ -132,6 +132,7 @@ class FlowCutPolicy(VisionPolicy):
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.importance: Tensor | None = None
         self.relation: Tensor | None = None
+        self.group = 1
         self.valid: Tensor | None = None
         self._finite: list[tuple[int, Tensor]] = []
 
@@ -145,10 +146,8 @@ class FlowCutPolicy(VisionPolicy):
         semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
         relation = flow.share(relation, valid)
         current = flow.score(relation, flow.share(semantic, valid), flow.density(view.value, view.prefix))
-        self.relation = relation
-        if view.group > 1:
-            self.relation = flow.share(flow.group_means(relation, view.group), self.valid)
-            current = flow.group_means(current, view.group)
+        self.relation, self.group = relation, view.group
+        current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)
         self._finite.append((view.layer, torch.isfinite(current).all()))
 
@@ -174,7 +173,7 @@ class FlowCutPolicy(VisionPolicy):
         alive = torch.tensor(self.counts, device=relation.device)
         targets = torch.tensor(self.targets, device=relation.device)
         remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
-        cut = schedule.cut_count(schedule.entropy_ratio(relation, alive), alive, targets, remaining)
+        cut = schedule.cut_count(schedule.entropy_ratio(relation, alive * self.group), alive, targets, remaining)
         if self.method.couple_batch:
             cut = torch.minimum(cut.max(), alive - targets)
         flags = torch.stack([flag for _, flag in self._finite]).long()
