@@ -13,6 +13,7 @@ from .methods import FlowCut, Method
 from .models import ModelParts, find_parts
 from .stages.attention import implementation_of
 from .stages.decoder import check_layers
+from .stages.packed import PackedStage
 from .stages.sequence import SequenceStage
 from .stages.tiles import budget_of_patches
 from .stages.vision import VisionStage
@@ -32,7 +33,9 @@ class Handle:
         method: the method at work.
     """
 
-    def __init__(self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage | PackedStage
+    ) -> None:
         self.model = model
         self.method = method
         self._parts = parts
@@ -97,14 +100,17 @@ def attach(model: nn.Module, method: Method) -> Handle:
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice)
+    if parts.tower.packing is None:
+        budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
     for attention in parts.tower.attentions:
         implementation_of(attention, parts.tower.config._attn_implementation or "eager")
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
-    handle = Handle(model, method, parts, VisionStage(family, parts, method))
+    packed = parts.tower.packing is not None
+    vision = PackedStage(parts, method) if packed else VisionStage(family, parts, method)
+    handle = Handle(model, method, parts, vision)
     parts.base.__dict__[HANDLE] = handle
     return handle
 
@@ -125,6 +131,13 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
         return
     config: Any = parts.language_model.config
     limit = config.max_position_embeddings
+    if parts.tower.packing is not None:
+        if method.target_num > limit:
+            raise ValueError(
+                f"target_num={method.target_num} is more than the language model can read ({limit} tokens). Choose a "
+                "smaller target_num, or give retain_ratio."
+            )
+        return
     available = patches_of(parts) + visible_prefix
     if method.target_num > max(limit, available):
         raise ValueError(

@@ -96,6 +96,11 @@ def share(strength: Tensor, valid: Tensor | None = None) -> Tensor:
     return strength / strength.sum(dim=-1, keepdim=True)
 
 
+def group_means(values: Tensor, group: int) -> Tensor:
+    """Means over every ``group`` tokens that follow one another, ``[B, N]`` to ``[B, N / group]``."""
+    return values if group == 1 else values.unflatten(-1, (-1, group)).mean(dim=-1)
+
+
 def score(relation_share: Tensor, semantic_share: Tensor, density: Tensor) -> Tensor:
     """``S = (A / sum A + M / sum M) * R``, ``[B, N]`` (paper, eq. 5)."""
     return (relation_share + semantic_share) * density

@@ -29,6 +29,10 @@ class TileTrace:
             behind ``layers_run`` repeat the last count.
         layers_run: vision layers that ran; those behind the feature layer do not.
         kept_after_layer: the patches alive after each layer that cut, by layer.
+        unit: how many of the tower's tokens make up one entry of ``kept`` and ``patches``: 1, or those of a merge
+            group where whole groups are cut (Qwen2-VL); ``tokens_after_layer`` counts the tower's tokens.
+        pairs_in_layer: (query, key) pairs in every layer's attention where it works within frames or windows.
+        uncut_pairs: the same in the uncut tower.
     """
 
     kept: Tensor
@@ -36,11 +40,19 @@ class TileTrace:
     tokens_after_layer: list[int]
     layers_run: int
     kept_after_layer: dict[int, Tensor]
+    unit: int = 1
+    pairs_in_layer: list[int] | None = None
+    uncut_pairs: list[int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The tower's tokens of the uncut tile, without prefix tokens."""
+        return self.patches * self.unit
 
     @property
     def tokens_into_layer(self) -> list[int]:
         """Tokens entering every vision layer that ran."""
-        alive_at_first = self.patches + self.tokens_after_layer[-1] - len(self.kept)
+        alive_at_first = self.tokens + self.tokens_after_layer[-1] - len(self.kept) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
 
@@ -64,7 +76,8 @@ class ImageTrace:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The patch grid, (height, width), or (tiles, height, width) where the model cuts images into tiles."""
+        """The grid that ``kept`` counts in: (height, width) in patches, or (tiles, height, width) where the model cuts
+        images into tiles, or (time, height, width) in Qwen2-VL, in merge groups where whole groups are cut."""
         return self.layout.grid
 
     @property
@@ -186,7 +199,12 @@ class SequenceTrace:
         return tuple(
             Flops(
                 tower=sum(
-                    self.costs.tower(tile.patches, tile.tokens_into_layer, tile.tokens_after_layer[: tile.layers_run])
+                    self.costs.tower(
+                        tile.tokens,
+                        tile.tokens_into_layer,
+                        tile.tokens_after_layer[: tile.layers_run],
+                        tile.pairs_in_layer,
+                    )
                     for image in images
                     for tile in image.tiles
                 ),
@@ -204,8 +222,10 @@ class SequenceTrace:
         """What the same pass costs in the uncut model, which runs every layer of the tower."""
         return tuple(
             Flops(
-                tower=sum(self.costs.uncut_tower(tile.patches) for image in images for tile in image.tiles),
-                projector=sum(self.costs.projector(image.patches) for image in images),
+                tower=sum(self.costs.uncut_tower(tile.tokens, tile.uncut_pairs) for image in images for tile in image.tiles),
+                projector=sum(
+                    self.costs.projector(tile.tokens // self.costs.merged) for image in images for tile in image.tiles
+                ),
                 prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
             )
             for images, tokens in zip(self.images_of, self.uncut_attended.tolist(), strict=True)

@@ -25,12 +25,15 @@ class TowerPass:
         targets: how many patches of each image must leave the tower (B entries).
         feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
         device: where the activations live.
+        packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
+            are then groups of them where :meth:`Method.cuts_groups` says so.
     """
 
     patches: int
     targets: tuple[int, ...]
     feature_layer: int
     device: torch.device
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class LayerView:
         scaling: the layer's factor on ``q . k``.
         prefix: leading tokens that are not patches (the first is CLS); 0 where the tower has no CLS.
         valid: ``[B, S]``, true for real tokens, or ``None`` where all are.
+        group: how many tokens that follow one another are cut or kept together; the policy chooses among groups.
     """
 
     layer: int
@@ -52,6 +56,7 @@ class LayerView:
     scaling: float
     prefix: int
     valid: Tensor | None
+    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,20 @@ class Method(ABC):
         """
         share, rest = divmod(tokens, tiles)
         return tuple(min(patches, max(1, share + (tile < rest))) for tile in range(tiles))
+
+    def packed_target(self, tokens: int, available: int, second_cut: bool) -> int:
+        """How many visual tokens of an image leave a tower that packs images of any size, such as Qwen2-VL's.
+
+        Args:
+            tokens: the image's budget.
+            available: its visual tokens, uncut.
+            second_cut: see :meth:`decoder_layers`.
+        """
+        return min(tokens, available)
+
+    def cuts_groups(self) -> bool:
+        """Whether a tower that merges patches into visual tokens is cut by whole groups, or patch by patch."""
+        return True
 
     @abstractmethod
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:

@@ -30,7 +30,12 @@ class FlowCut(Method):
             tower then cuts to the budget itself.
         tower_budget: how many patches leave the tower where there is a second cut: ``"released"`` gives every tile
             half the budget (2.5 times the budget over five tiles), ``"paper"`` twice the budget in all, in equal
-            shares.
+            shares. Qwen2-VL's tower keeps twice the budget under either name.
+        merge_unit: what is cut in towers that merge patches into visual tokens (Qwen2-VL): ``"group"`` cuts whole
+            merge groups (score: the mean over the group), ``"patch"`` single patches as the released code does; the
+            merger then joins patches that were not neighbours, and its tokens take the places (and so the
+            positions) of the image's first tokens.
+        packed_semantic: whether semantic relevance counts in such towers; the released code leaves it out there.
     """
 
     name: ClassVar[str] = "flowcut"
@@ -42,6 +47,8 @@ class FlowCut(Method):
     couple_batch: bool = False
     decoder_layer: int | None = 1
     tower_budget: Literal["released", "paper"] = "released"
+    merge_unit: Literal["group", "patch"] = "group"
+    packed_semantic: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +59,8 @@ class FlowCut(Method):
 
         if self.tower_budget not in ("released", "paper"):
             raise ValueError(f'tower_budget must be "released" or "paper", got {self.tower_budget!r}.')
+        if self.merge_unit not in ("group", "patch"):
+            raise ValueError(f'merge_unit must be "group" or "patch", got {self.merge_unit!r}.')
 
     @classmethod
     def as_released(cls, target_num: int) -> FlowCut:
@@ -60,7 +69,14 @@ class FlowCut(Method):
         Args:
             target_num: visual tokens per image.
         """
-        return cls(target_num=target_num, couple_batch=True, scale_semantic=False, positions="compact")
+        return cls(
+            target_num=target_num,
+            couple_batch=True,
+            scale_semantic=False,
+            positions="compact",
+            merge_unit="patch",
+            packed_semantic=False,
+        )
 
     def decoder_layers(self, second_cut: bool) -> tuple[int, ...]:
         return (self.decoder_layer,) if second_cut and self.decoder_layer is not None else ()
@@ -74,6 +90,13 @@ class FlowCut(Method):
         if self.tower_budget == "paper":
             return super().tile_targets(2 * tokens, tiles, patches, second_cut)
         return (min(patches, max(1, tokens // 2)),) * tiles
+
+    def packed_target(self, tokens: int, available: int, second_cut: bool) -> int:
+        more = 2 if self.decoder_layers(second_cut) else 1
+        return min(more * tokens, available)
+
+    def cuts_groups(self) -> bool:
+        return self.merge_unit == "group"
 
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return FlowCutPolicy(self, tower)
@@ -124,6 +147,7 @@ class FlowCutPolicy(VisionPolicy):
         self.method = method
         self.feature_layer = tower.feature_layer
         self.targets = tower.targets
+        self.semantic = method.packed_semantic or not tower.packed
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.importance: Tensor | None = None
         self.relation: Tensor | None = None
@@ -136,9 +160,13 @@ class FlowCutPolicy(VisionPolicy):
         self.valid = None if view.valid is None else view.valid[:, view.prefix :]
         scale = view.scaling if self.method.scale_semantic else 1.0
         relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
-        semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
-        self.relation = flow.share(relation, self.valid)
-        current = flow.score(self.relation, flow.share(semantic, self.valid), flow.density(view.value, view.prefix))
+        relation = flow.share(relation, self.valid)
+        semantic = torch.zeros_like(relation)
+        if self.semantic:
+            semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), self.valid)
+        current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
+        self.relation = relation if view.group == 1 else flow.share(flow.group_means(relation, view.group))
+        current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)
         self._finite.append((view.layer, torch.isfinite(current).all()))
 

@@ -8,8 +8,10 @@ from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from .llava import Llava
 from .llava_next import LlavaNext
+from .qwen2_5_vl import Qwen25VL
+from .qwen2_vl import Qwen2VL
 
-FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext())
+FAMILIES: tuple[ModelFamily, ...] = (Llava(), LlavaNext(), Qwen2VL(), Qwen25VL())
 
 __all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts"]
 

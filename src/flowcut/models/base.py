@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a tower takes images of any size: the patches of all of them in one sequence ``[patches, width]``.
+
+    Attributes:
+        merger: joins patches that follow one another into visual tokens, behind the last layer.
+        group: how many patches it joins into one.
+        encoders: the base's methods that run the tower, by modality.
+        order: given the grids ``[images, 3]`` and the tower's keyword arguments, the group at every place of the
+            sequence, int64 ``[groups]``; ``None`` where the tower leaves them in order.
+        width: size of a patch's hidden state.
+        values: numbers in one raw patch.
+    """
+
+    merger: nn.Module
+    group: int
+    encoders: dict[str, str]
+    order: Callable[[Tensor, dict[str, Any]], Tensor | None]
+    width: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +44,7 @@ class VisionTower:
         mlps: the MLP of each layer; called with ``[B, S, width]``, it works on each token by itself.
         prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
         patch_size: pixels along one side of a patch.
+        packing: for a tower without a batch dimension, how it packs its images.
     """
 
     module: nn.Module
@@ -30,6 +53,7 @@ class VisionTower:
     mlps: tuple[nn.Module, ...]
     prefix: int
     patch_size: int
+    packing: Packing | None = None
 
     @property
     def config(self) -> Any:
@@ -52,6 +76,9 @@ class ModelParts:
         placeholders: token id that stands for one visual token in ``input_ids``, by modality (``"image"``).
         second_cut: whether FlowCut's paper cuts this family a second time, inside the language model.
         packer: the base's method that joins the projected tiles of an image, where there is one.
+        grid_positions: whether the language model's positions are (time, height, width), ``[3, B, L]``. Every kept
+            token then keeps its own, whatever the method's ``positions`` says: the model reads them as places in
+            the picture.
     """
 
     family: str
@@ -64,6 +91,7 @@ class ModelParts:
     placeholders: dict[str, int]
     second_cut: bool = False
     packer: str | None = None
+    grid_positions: bool = False
 
 
 PREFIX = -1

@@ -24,6 +24,7 @@ from ..methods.base import Method
 from ..models.base import ModelParts
 from ..trace import ImageTrace, SequenceTrace, Trace
 from .attention import PASS_KEYWORD
+from .axes import places_of
 from .cache import CacheState, read_states, write_states
 from .columns import all_columns, keep_columns, shifted_positions
 from .decoder import DecoderPass, DecoderStage, Stretch
@@ -31,7 +32,7 @@ from .generation import expand_with_traces, new_columns, prefill
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
 
-PIXELS = {"image": "pixel_values"}
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The forward argument that carries the raw input of each modality."""
 
 TOKENS = ("input_ids", "inputs_embeds")
@@ -139,18 +140,20 @@ class SequenceStage:
         columns = tokens.shape[1]
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
-        images_of = self._mark(call, features, keep, image)
-        images = [image for images in images_of for image in images]
+        images, images_of = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
         cut = all_columns(keep) if whole else keep_columns(keep, None if mask is None else new_mask)
-        positions = call.get("position_ids")
-        if positions is None:
-            positions = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+        if self.parts.grid_positions:
+            positions = places_of(self.parts.base, call, before, keep)
+        else:
+            given: Tensor | None = call.get("position_ids")
+            positions = torch.arange(columns, device=keep.device)[None] + before.uncut_length if given is None else given
+            positions = positions.expand(keep.shape)
         compact = self.method.positions == "compact"
-        positions = shifted_positions(positions.expand(keep.shape), cut, before.removed, ~keep, compact)
+        positions = shifted_positions(positions, cut, before.removed, ~keep, compact)
         stretch = Stretch(before, cut, cut.take(new_mask), positions, (~keep).sum(dim=1), cut.take(image, -1))
         stretches = [stretch]
         if not whole:
@@ -163,23 +166,27 @@ class SequenceStage:
             _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))
         if features or not before.attention_mask.shape[1]:
             uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
-            self.trace = self._traced(images_of, stretches, uncut)
+            self.trace = self._traced(images, images_of, stretches, uncut)
 
     def _mark(
         self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
-    ) -> list[list[ImageTrace]]:
-        """Clear ``keep`` where tokens were cut, number the images in ``image``; returns the images of every sample."""
+    ) -> tuple[list[ImageTrace], list[list[ImageTrace]]]:
+        """Clear ``keep`` where tokens were cut, number the images in ``image``.
+
+        Returns:
+            The images by number (those of one modality after the other), and the images of every sample.
+        """
+        ordered: list[ImageTrace] = []
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
         model: Any = self.parts.base
-        number = 0
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
             token = self.parts.placeholders[modality]
             found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for trace, row in zip(images, mark_kept(keep, image, found, images, number, modality), strict=True):
+            for trace, row in zip(images, mark_kept(keep, image, found, images, len(ordered), modality), strict=True):
                 images_of[row].append(trace)
-            number += len(images)
-        return images_of
+            ordered += images
+        return ordered, images_of
 
     @staticmethod
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
@@ -201,7 +208,13 @@ class SequenceStage:
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
 
-    def _traced(self, images_of: list[list[ImageTrace]], stretches: list[Stretch], uncut: Tensor) -> Trace:
+    def _traced(
+        self,
+        images: list[ImageTrace],
+        images_of: list[list[ImageTrace]],
+        stretches: list[Stretch],
+        uncut: Tensor,
+    ) -> Trace:
         sequence = SequenceTrace(
             visual_tokens=tuple(sum(image.visual_tokens for image in images) for images in images_of),
             stretches=stretches,
@@ -210,7 +223,7 @@ class SequenceStage:
             images_of=tuple(tuple(images) for images in images_of),
             costs=self.costs,
         )
-        return Trace([image for images in images_of for image in images], sequence)
+        return Trace(images, sequence)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook behind the base model's forward: leave the state of the sequence on its cache."""
