@@ -59,6 +59,8 @@ def tiny_model(family: str, attention: str = "sdpa", depth: int = 6, seed: int =
         for name, parameter in model.model.visual.named_parameters():
             if "qkv.weight" in name:
                 parameter.normal_(0.0, 0.4)
+            if "qkv.bias" in name:
+                parameter.normal_()
         for name, parameter in model.model.language_model.named_parameters():
             if "weight" in name and parameter.dim() == 2:
                 parameter.normal_(0.0, 0.2)

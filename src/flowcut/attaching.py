@@ -33,9 +33,7 @@ class Handle:
         method: the method at work.
     """
 
-    def __init__(
-        self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage | PackedStage
-    ) -> None:
+    def __init__(self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage | PackedStage) -> None:
         self.model = model
         self.method = method
         self._parts = parts

@@ -98,7 +98,7 @@ def share(strength: Tensor, valid: Tensor | None = None) -> Tensor:
 
 def group_means(values: Tensor, group: int) -> Tensor:
     """Means over every ``group`` tokens that follow one another, ``[B, N]`` to ``[B, N / group]``."""
-    return values if group == 1 else values.unflatten(-1, (-1, group)).mean(dim=-1)
+    return values if group == 1 else values.reshape(*values.shape[:-1], -1, group).mean(dim=-1)
 
 
 def score(relation_share: Tensor, semantic_share: Tensor, density: Tensor) -> Tensor:

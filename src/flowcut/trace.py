@@ -222,7 +222,9 @@ class SequenceTrace:
         """What the same pass costs in the uncut model, which runs every layer of the tower."""
         return tuple(
             Flops(
-                tower=sum(self.costs.uncut_tower(tile.tokens, tile.uncut_pairs) for image in images for tile in image.tiles),
+                tower=sum(
+                    self.costs.uncut_tower(tile.tokens, tile.uncut_pairs) for image in images for tile in image.tiles
+                ),
                 projector=sum(
                     self.costs.projector(tile.tokens // self.costs.merged) for image in images for tile in image.tiles
                 ),

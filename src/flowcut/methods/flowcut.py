@@ -31,10 +31,10 @@ class FlowCut(Method):
         tower_budget: how many patches leave the tower where there is a second cut: ``"released"`` gives every tile
             half the budget (2.5 times the budget over five tiles), ``"paper"`` twice the budget in all, in equal
             shares. Qwen2-VL's tower keeps twice the budget under either name.
-        merge_unit: what is cut in towers that merge patches into visual tokens (Qwen2-VL): ``"group"`` cuts whole
-            merge groups (score: the mean over the group), ``"patch"`` single patches as the released code does; the
-            merger then joins patches that were not neighbours, and its tokens take the places (and so the
-            positions) of the image's first tokens.
+        merge_unit: what is cut in towers that merge patches into visual tokens (Qwen2-VL). ``"group"`` cuts whole
+            merge groups; a group's score is the mean over its patches, the entropy that of the patches. ``"patch"``
+            cuts single patches as the released code does; the merger then joins patches that were not neighbours,
+            and its tokens take the places (and so the positions) of the image's first tokens.
         packed_semantic: whether semantic relevance counts in such towers; the released code leaves it out there.
     """
 
@@ -151,6 +151,7 @@ class FlowCutPolicy(VisionPolicy):
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.importance: Tensor | None = None
         self.relation: Tensor | None = None
+        self.group = 1
         self.valid: Tensor | None = None
         self._finite: list[tuple[int, Tensor]] = []
 
@@ -165,7 +166,7 @@ class FlowCutPolicy(VisionPolicy):
         if self.semantic:
             semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), self.valid)
         current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
-        self.relation = relation if view.group == 1 else flow.share(flow.group_means(relation, view.group))
+        self.relation, self.group = relation, view.group
         current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)
         self._finite.append((view.layer, torch.isfinite(current).all()))
@@ -189,7 +190,7 @@ class FlowCutPolicy(VisionPolicy):
         alive = torch.tensor(self.counts, device=relation.device)
         targets = torch.tensor(self.targets, device=relation.device)
         remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
-        cut = schedule.cut_count(schedule.entropy_ratio(relation, alive), alive, targets, remaining)
+        cut = schedule.cut_count(schedule.entropy_ratio(relation, alive * self.group), alive, targets, remaining)
         if self.method.couple_batch:
             cut = torch.minimum(cut.max(), alive - targets)
         flags = torch.stack([flag for _, flag in self._finite]).long()

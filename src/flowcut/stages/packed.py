@@ -64,7 +64,8 @@ class PackedPass:
         if alive is None:
             self.bounds[layer] = (whole, whole)
             return {}
-        bounds = torch.searchsorted(alive, whole.to(alive)).to(whole).unique_consecutive()
+        bounds = torch.searchsorted(alive, whole.to(alive)).to(whole)
+        bounds = bounds[bounds.diff(prepend=bounds.new_full((1,), -1)) > 0]
         self.bounds[layer] = (bounds, whole)
         if self._rotary is None or self._rotary[0] is not alive:
             self._rotary = (alive, tuple(part[alive] for part in given["position_embeddings"]))
@@ -152,7 +153,6 @@ class PackedPass:
             traces.append(image.trace(own))
             start += image.groups
         return traces
-
 
     def _count_pairs(self) -> None:
         """How many (query, key) pairs every layer's attention forms within every image, cut and uncut."""

@@ -149,9 +149,9 @@ class SequenceStage:
         if self.parts.grid_positions:
             positions = places_of(self.parts.base, call, before, keep)
         else:
+            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length
             given: Tensor | None = call.get("position_ids")
-            positions = torch.arange(columns, device=keep.device)[None] + before.uncut_length if given is None else given
-            positions = positions.expand(keep.shape)
+            positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
         positions = shifted_positions(positions, cut, before.removed, ~keep, compact)
         stretch = Stretch(before, cut, cut.take(new_mask), positions, (~keep).sum(dim=1), cut.take(image, -1))
