@@ -10,6 +10,7 @@ import pytest
 import tiny_qwen
 import torch
 from tiny_qwen import FAMILIES, batch, four, sample
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -333,3 +334,41 @@ def test_errors(model: Any) -> None:
         model(**text, mm_encoder_outputs={"image": encoded})
     with pytest.raises(ValueError, match="merge_unit"):
         FlowCut(target_num=5, merge_unit="row")  # type: ignore[arg-type]
+
+
+def counted(model: Any, inputs: dict[str, Any]) -> tuple[int, int, int]:
+    """What torch counts in tower, merger and decoder layers."""
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs, use_cache=False)
+    counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
+    base = f"{type(model).__name__}.model"
+    merger = counts[f"{base}.visual.merger"]
+    return counts[f"{base}.visual"] - merger, merger, counts[f"{base}.language_model"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_flops_against_torch(family: str) -> None:
+    model = tiny_qwen.tiny_model(family, "eager")
+    inputs = batch([sample([(1, 14, 18), (1, 10, 20)], [(2, 12, 10)], 6, seed=41)])
+    uncut = counted(model, inputs)
+    with attach(model, FlowCut(target_num=9)) as handle:
+        cut = counted(model, inputs)
+        sequence = handle.trace.sequence
+    assert sequence is not None
+    for ours, theirs in ((sequence.flops[0], cut), (sequence.uncut_flops[0], uncut)):
+        # torch also sees the scoring (one row for each layer) and rotary frequencies.
+        assert ours.projector == theirs[1]
+        assert ours.tower == pytest.approx(theirs[0], rel=0.06)
+        assert ours.prefill == pytest.approx(theirs[2], rel=0.02)
+    assert sequence.flops[0].total < 0.75 * sequence.uncut_flops[0].total
+
+
+@torch.no_grad()
+def test_beams_with_the_second_cut(model: Any) -> None:
+    samples = [one for one in four() if len(one.images) < 2]
+    with attach(model, FlowCut(target_num=5)):
+        beams = model.generate(**batch(samples), max_new_tokens=5, do_sample=False, num_beams=3)
+        for row, one in enumerate(samples):
+            alone = model.generate(**batch([one]), max_new_tokens=5, do_sample=False, num_beams=3)
+            assert alone[0, -5:].tolist() == beams[row, -5:].tolist()
