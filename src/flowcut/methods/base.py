@@ -144,7 +144,8 @@ class Method(ABC):
         target_num: visual tokens of each image that reach the language model.
         retain_ratio: the same as a share of the image's visual tokens, in (0, 1]; give one of the two.
         positions: ``"compact"`` renumbers the tokens behind a cut (0 ... n-1), ``"original"`` lets every kept
-            token keep the position it had in the uncut sequence.
+            token keep the position it had in the uncut sequence, as it always does where positions are places in a
+            picture (Qwen2-VL).
         image_newline: LLaVA-NeXT ends every row of patches with a token of its own. Whether the rows that still
             have a patch keep it; the released code drops them all.
     """
