@@ -28,7 +28,6 @@ def test_kept_groups_stay_in_the_windows_of_the_uncut_image(method: FlowCut) -> 
     with attach(model, method) as handle:
         model(**inputs)
         images = handle.trace.images
-    assert len({image.tokens_after_layer[0] for image in images}) == 1 or images[0].kept_after_layer
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     for layer, given in enumerate(seen):
