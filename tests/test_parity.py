@@ -104,5 +104,9 @@ def test_stock_model(cases: dict[str, golden.Case], name: str) -> None:
 
 
 def test_golden_files_are_whole() -> None:
-    assert {path.parent.name for path in Path(golden.FOLDER).glob("*/meta.json")} == {*golden.LLAVA_CASES, "llava_next"}
+    assert {path.parent.name for path in Path(golden.FOLDER).glob("*/meta.json")} == {
+        *golden.LLAVA_CASES,
+        "llava_next",
+        "qwen2vl_d8",
+    }
     assert len(RUNS) == 15

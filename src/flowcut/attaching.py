@@ -14,6 +14,7 @@ from .models import ModelParts, find_parts
 from .models.towers import side
 from .stages.attention import implementation_of
 from .stages.decoder import check_layers
+from .stages.packed import PackedStage
 from .stages.sequence import SequenceStage
 from .stages.tiles import budget_of_patches
 from .stages.vision import VisionStage
@@ -33,7 +34,7 @@ class Handle:
         method: the method at work.
     """
 
-    def __init__(self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage) -> None:
+    def __init__(self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage | PackedStage) -> None:
         self.model = model
         self.method = method
         self._parts = parts
@@ -98,7 +99,8 @@ def attach(model: nn.Module, method: Method) -> Handle:
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
+    if parts.tower.packing is None:
+        budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
     for tower in parts.towers:
         for attention in tower.attentions:
@@ -106,7 +108,9 @@ def attach(model: nn.Module, method: Method) -> Handle:
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
-    handle = Handle(model, method, parts, VisionStage(family, parts, method))
+    packed = parts.tower.packing is not None
+    vision = PackedStage(parts, method) if packed else VisionStage(family, parts, method)
+    handle = Handle(model, method, parts, vision)
     parts.base.__dict__[HANDLE] = handle
     return handle
 
@@ -127,6 +131,13 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
         return
     config: Any = parts.language_model.config
     limit = config.max_position_embeddings
+    if parts.tower.packing is not None:
+        if method.target_num > limit:
+            raise ValueError(
+                f"target_num={method.target_num} is more than the language model can read ({limit} tokens). Choose a "
+                "smaller target_num, or give retain_ratio."
+            )
+        return
     available = patches_of(parts) + visible_prefix
     if method.target_num > max(limit, available):
         raise ValueError(

@@ -3,7 +3,8 @@
 * linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
 * attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
 * in a vision layer that cuts, the output projection and the MLP work on the tokens that go on, and attention has
-  only their queries (exact without padding in the batch);
+  only their queries (exact without padding in the batch; in Qwen2-VL only the MLP is narrowed);
+* attention within frames or windows (Qwen2-VL): n * n is the sum over them;
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
 
 Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
@@ -62,30 +63,50 @@ class ModelCosts:
         text: Any = parts.language_model.config
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        packing = parts.tower.packing
+        width = packing.width if packing else tower.hidden_size
+        values = packing.values if packing else tower.num_channels * parts.tower.patch_size**2
+        projection = 0 if packing else linear_flops(parts.tower.projections[0])
         return cls(
-            patch_embedding=2 * tower.num_channels * parts.tower.patch_size**2 * tower.hidden_size,
+            patch_embedding=2 * values * width,
             tower_prefix=parts.tower.prefix,
             tower_layers=len(parts.tower.layers),
-            tower_inner_linear=linear_flops(parts.tower.attentions[0]) - linear_flops(parts.tower.projections[0]),
-            tower_outer_linear=linear_flops(parts.tower.projections[0]) + linear_flops(parts.tower.mlps[0]),
-            tower_width=tower.hidden_size,
+            tower_inner_linear=linear_flops(parts.tower.attentions[0]) - projection,
+            tower_outer_linear=linear_flops(parts.tower.mlps[0]) + projection,
+            tower_width=width,
             projector_linear=linear_flops(parts.projector),
             decoder_layers=len(parts.decoder_layers),
             decoder_linear=linear_flops(parts.decoder_layers[0]),
             decoder_width=heads * head_size,
         )
 
-    def tower(self, patches: int, tokens_into_layer: Sequence[int], tokens_after_layer: Sequence[int]) -> int:
-        """One image through the tower, given the tokens that enter and leave each layer that runs."""
+    def tower(
+        self,
+        patches: int,
+        tokens_into_layer: Sequence[int],
+        tokens_after_layer: Sequence[int],
+        pairs: Sequence[int] | None = None,
+    ) -> int:
+        """One image through the tower.
+
+        Args:
+            patches: patches of the image.
+            tokens_into_layer: tokens entering each layer that runs.
+            tokens_after_layer: tokens leaving it.
+            pairs: (query, key) pairs in its attention; by default the queries of the tokens
+                that leave, on all that enter.
+        """
+        if pairs is None:
+            pairs = [into * after for into, after in zip(tokens_into_layer, tokens_after_layer, strict=True)]
         return patches * self.patch_embedding + sum(
-            into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * into * after * self.tower_width
-            for into, after in zip(tokens_into_layer, tokens_after_layer, strict=True)
+            into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * pair * self.tower_width
+            for into, after, pair in zip(tokens_into_layer, tokens_after_layer, pairs, strict=True)
         )
 
-    def uncut_tower(self, patches: int) -> int:
-        """One image through every layer of the uncut tower."""
+    def uncut_tower(self, patches: int, pairs: Sequence[int] | None = None) -> int:
+        """One image through every layer of the uncut tower; ``pairs`` as in :meth:`tower`."""
         tokens = [self.tower_prefix + patches] * self.tower_layers
-        return self.tower(patches, tokens, tokens)
+        return self.tower(patches, tokens, tokens, pairs)
 
     def projector(self, tokens: int) -> int:
         """``tokens`` visual tokens through the projector."""

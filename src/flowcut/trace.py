@@ -30,7 +30,9 @@ class TileTrace:
         layers_run: vision layers that ran; those behind the feature layer do not.
         kept_after_layer: the patches alive after each layer that cut, by layer.
         unit: how many of the tower's tokens make up one entry of ``kept`` and ``patches``: 1, or those of a group
-            where whole groups are cut (pixel shuffle); ``tokens_after_layer`` counts the tower's tokens.
+            where whole groups are cut (pixel shuffle, Qwen2-VL); ``tokens_after_layer`` counts the tower's tokens.
+        pairs_in_layer: (query, key) pairs in every layer's attention where it works within frames or windows.
+        uncut_pairs: the same in the uncut tower.
     """
 
     kept: Tensor
@@ -39,6 +41,8 @@ class TileTrace:
     layers_run: int
     kept_after_layer: dict[int, Tensor]
     unit: int = 1
+    pairs_in_layer: list[int] | None = None
+    uncut_pairs: list[int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -73,7 +77,7 @@ class ImageTrace:
     @property
     def grid(self) -> tuple[int, ...]:
         """The grid that ``kept`` counts in: (height, width), or (tiles, height, width) where the model cuts images into
-        tiles, or (time, height, width) for videos; in patches, or in groups where whole groups are cut."""
+        tiles, or (time, height, width) for videos and in Qwen2-VL; in patches, or in groups where groups are cut."""
         return self.layout.grid
 
     @property
@@ -200,7 +204,12 @@ class SequenceTrace:
         return tuple(
             Flops(
                 tower=sum(
-                    self.costs.tower(tile.tokens, tile.tokens_into_layer, tile.tokens_after_layer[: tile.layers_run])
+                    self.costs.tower(
+                        tile.tokens,
+                        tile.tokens_into_layer,
+                        tile.tokens_after_layer[: tile.layers_run],
+                        tile.pairs_in_layer,
+                    )
                     for image in images
                     for tile in image.tiles
                 ),
@@ -218,7 +227,9 @@ class SequenceTrace:
         """What the same pass costs in the uncut model, which runs every layer of the tower."""
         return tuple(
             Flops(
-                tower=sum(self.costs.uncut_tower(tile.tokens) for image in images for tile in image.tiles),
+                tower=sum(
+                    self.costs.uncut_tower(tile.tokens, tile.uncut_pairs) for image in images for tile in image.tiles
+                ),
                 projector=sum(self.costs.projector(image.projected) for image in images),
                 prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
             )

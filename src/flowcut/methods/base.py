@@ -26,6 +26,8 @@ class TowerPass:
         feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
         device: where the activations live.
         frames: rows of each video, which share its budget; empty for images.
+        packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
+            are then groups of them where :meth:`Method.cuts_groups` says so.
     """
 
     patches: int
@@ -33,6 +35,7 @@ class TowerPass:
     feature_layer: int
     device: torch.device
     frames: tuple[int, ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class Method(ABC):
         target_num: visual tokens of each image that reach the language model.
         retain_ratio: the same as a share of the image's visual tokens, in (0, 1]; give one of the two.
         positions: ``"compact"`` renumbers the tokens behind a cut (0 ... n-1), ``"original"`` lets every kept
-            token keep the position it had in the uncut sequence.
+            token keep the position it had in the uncut sequence, as it always does where positions are places in a
+            picture (Qwen2-VL).
         image_newline: LLaVA-NeXT ends every row of patches with a token of its own. Whether the rows that still
             have a patch keep it; the released code drops them all.
     """
@@ -194,6 +198,20 @@ class Method(ABC):
         """
         share, rest = divmod(tokens, tiles)
         return tuple(min(patches, max(1, share + (tile < rest))) for tile in range(tiles))
+
+    def packed_target(self, tokens: int, available: int, second_cut: bool) -> int:
+        """How many visual tokens of an image leave a tower that packs images of any size, such as Qwen2-VL's.
+
+        Args:
+            tokens: the image's budget.
+            available: its visual tokens, uncut.
+            second_cut: see :meth:`decoder_layers`.
+        """
+        return min(tokens, available)
+
+    def cuts_groups(self) -> bool:
+        """Whether a tower that merges patches into visual tokens is cut by whole groups, or patch by patch."""
+        return True
 
     @abstractmethod
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:

@@ -30,10 +30,15 @@ class FlowCut(Method):
             tower then cuts to the budget itself.
         tower_budget: how many patches leave the tower where there is a second cut: ``"released"`` gives every tile
             half the budget (2.5 times the budget over five tiles), ``"paper"`` twice the budget in all, in equal
-            shares.
+            shares. Qwen2-VL's tower keeps twice the budget under either name.
         video_budget: how the frames of a video share its budget: ``"equal"`` gives every frame the same share,
             ``"pooled"`` follows the same schedule but lets the last cut rank the patches of all frames together
-            (every frame keeps one at least).
+            (every frame keeps one at least). Qwen2-VL's videos are one unit, always pooled.
+        merge_unit: what is cut in towers that merge patches into visual tokens (Qwen2-VL). ``"group"`` cuts whole
+            merge groups; a group's score is the mean over its patches, the entropy that of the patches. ``"patch"``
+            cuts single patches as the released code does; the merger then joins patches that were not neighbours,
+            and its tokens take the places (and so the positions) of the image's first tokens.
+        packed_semantic: whether semantic relevance counts in such towers; the released code leaves it out there.
     """
 
     name: ClassVar[str] = "flowcut"
@@ -46,6 +51,8 @@ class FlowCut(Method):
     decoder_layer: int | None = 1
     tower_budget: Literal["released", "paper"] = "released"
     video_budget: Literal["equal", "pooled"] = "equal"
+    merge_unit: Literal["group", "patch"] = "group"
+    packed_semantic: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +65,8 @@ class FlowCut(Method):
             raise ValueError(f'tower_budget must be "released" or "paper", got {self.tower_budget!r}.')
         if self.video_budget not in ("equal", "pooled"):
             raise ValueError(f'video_budget must be "equal" or "pooled", got {self.video_budget!r}.')
+        if self.merge_unit not in ("group", "patch"):
+            raise ValueError(f'merge_unit must be "group" or "patch", got {self.merge_unit!r}.')
 
     @classmethod
     def as_released(cls, target_num: int) -> FlowCut:
@@ -66,7 +75,14 @@ class FlowCut(Method):
         Args:
             target_num: visual tokens per image.
         """
-        return cls(target_num=target_num, couple_batch=True, scale_semantic=False, positions="compact")
+        return cls(
+            target_num=target_num,
+            couple_batch=True,
+            scale_semantic=False,
+            positions="compact",
+            merge_unit="patch",
+            packed_semantic=False,
+        )
 
     def decoder_layers(self, second_cut: bool) -> tuple[int, ...]:
         return (self.decoder_layer,) if second_cut and self.decoder_layer is not None else ()
@@ -80,6 +96,13 @@ class FlowCut(Method):
         if self.tower_budget == "paper":
             return super().tile_targets(2 * tokens, tiles, patches, second_cut)
         return (min(patches, max(1, tokens // 2)),) * tiles
+
+    def packed_target(self, tokens: int, available: int, second_cut: bool) -> int:
+        more = 2 if self.decoder_layers(second_cut) else 1
+        return min(more * tokens, available)
+
+    def cuts_groups(self) -> bool:
+        return self.merge_unit == "group"
 
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return FlowCutPolicy(self, tower)
@@ -129,6 +152,7 @@ class FlowCutPolicy(VisionPolicy):
         self.feature_layer = tower.feature_layer
         self.targets = tower.targets
         self.pools = tower.frames if method.video_budget == "pooled" else ()
+        self.semantic = method.packed_semantic or not tower.packed
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.importance: Tensor | None = None
         self.relation: Tensor | None = None
@@ -143,9 +167,11 @@ class FlowCutPolicy(VisionPolicy):
         self.valid = None if valid is None else valid[:, :: view.group]
         scale = view.scaling if self.method.scale_semantic else 1.0
         relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
-        semantic = flow.semantic(view.value, view.prefix, scale, view.valid)
         relation = flow.share(relation, valid)
-        current = flow.score(relation, flow.share(semantic, valid), flow.density(view.value, view.prefix))
+        semantic = torch.zeros_like(relation)
+        if self.semantic:
+            semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), valid)
+        current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
         self.relation, self.group = relation, view.group
         current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)

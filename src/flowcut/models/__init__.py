@@ -11,12 +11,16 @@ from .internvl import InternVL
 from .llava import Llava
 from .llava_next import LlavaNext
 from .llava_onevision import LlavaOnevision
+from .qwen2_5_vl import Qwen25VL
+from .qwen2_vl import Qwen2VL
 from .video_llava import VideoLlava
 
 FAMILIES: tuple[ModelFamily, ...] = (
     Llava(),
     LlavaNext(),
     VideoLlava(),
+    Qwen2VL(),
+    Qwen25VL(),
     LlavaOnevision(),
     Idefics3(),
     SmolVLM(),

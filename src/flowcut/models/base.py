@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a tower takes images of any size: the patches of all of them in one sequence ``[patches, width]``.
+
+    Attributes:
+        merger: joins patches that follow one another into visual tokens, behind the last layer.
+        group: how many patches it joins into one.
+        encoders: the base's methods that run the tower, by modality.
+        order: given the grids ``[images, 3]`` and the tower's keyword arguments, the group at every place of the
+            sequence, int64 ``[groups]``; ``None`` where the tower leaves them in order.
+        width: size of a patch's hidden state.
+        values: numbers in one raw patch.
+    """
+
+    merger: nn.Module
+    group: int
+    encoders: dict[str, str]
+    order: Callable[[Tensor, dict[str, Any]], Tensor | None]
+    width: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,7 @@ class VisionTower:
         prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
         patch_size: pixels along one side of a patch.
         keywords: whether it hands keyword arguments of its call on to its layers.
+        packing: for a tower without a batch dimension, how it packs its images.
     """
 
     module: nn.Module
@@ -35,6 +58,7 @@ class VisionTower:
     prefix: int
     patch_size: int
     keywords: bool = True
+    packing: Packing | None = None
 
     @property
     def config(self) -> Any:
@@ -60,6 +84,9 @@ class ModelParts:
         own_towers: the towers of other modalities, by modality (``"video"``).
         group: patches of the tower that are joined into one visual token.
         shuffle: where they are joined by moving them into channels: a module and the name of its method.
+        grid_positions: whether the language model's positions are (time, height, width), ``[3, B, L]``. Every kept
+            token then keeps its own, whatever the method's ``positions`` says: the model reads them as places in
+            the picture.
     """
 
     family: str
@@ -75,6 +102,7 @@ class ModelParts:
     own_towers: dict[str, VisionTower] = field(default_factory=dict)
     group: int = 1
     shuffle: tuple[nn.Module, str] | None = None
+    grid_positions: bool = False
 
     def tower_of(self, modality: str) -> VisionTower:
         """The tower that encodes ``modality``."""

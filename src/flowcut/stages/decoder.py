@@ -33,7 +33,7 @@ class Stretch:
         before: the state of these layers' cache before this pass.
         cut: which columns of the prompt they are.
         new_mask: ``[B, S]``, 1 for real tokens.
-        positions: ``[B, S]``, position ids.
+        positions: ``[B, S]``, position ids, or ``[axes, B, S]`` where they are places in a picture.
         removed: ``[B]``, columns that each sample lost in this pass.
         image: ``[B, S]``, image of each visual token, -1 for text.
     """
@@ -155,16 +155,18 @@ class DecoderPass:
             model: Any = self.parts.language_model
             make_mask: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
             positions = stretch.positions.to(hidden.device)
+            # Places in a picture repeat, so they are not given where attention would look for packed sequences.
+            in_text = positions if positions.dim() == 2 else None
             self._arguments[number, kind] = {
                 "attention_mask": make_mask(
                     config=model.config,
                     inputs_embeds=hidden,
                     attention_mask=stretch.attended,
                     past_key_values=self.cache,
-                    position_ids=positions,
+                    position_ids=in_text,
                     layer_idx=layer,
                 ),
-                "position_ids": positions,
+                "position_ids": in_text,
                 "position_embeddings": model.rotary_emb(hidden, position_ids=positions),
             }
         return self._arguments[number, kind]

@@ -25,6 +25,7 @@ from ..methods.base import Method
 from ..models.base import ModelParts
 from ..trace import ImageTrace, SequenceTrace, Trace
 from .attention import PASS_KEYWORD
+from .axes import places_of
 from .cache import CacheState, read_states, write_states
 from .columns import all_columns, keep_columns, shifted_positions
 from .decoder import DecoderPass, DecoderStage, Stretch
@@ -146,11 +147,14 @@ class SequenceStage:
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
         cut = all_columns(keep) if whole else keep_columns(keep, None if mask is None else new_mask)
-        positions = call.get("position_ids")
-        if positions is None:
-            positions = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+        if self.parts.grid_positions:
+            positions = places_of(self.parts.base, call, before, keep)
+        else:
+            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+            given: Tensor | None = call.get("position_ids")
+            positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
-        positions = shifted_positions(positions.expand(keep.shape), cut, before.removed, ~keep, compact)
+        positions = shifted_positions(positions, cut, before.removed, ~keep, compact)
         stretch = Stretch(before, cut, cut.take(new_mask), positions, (~keep).sum(dim=1), cut.take(image, -1))
         stretches = [stretch]
         if not whole:
