@@ -2,8 +2,8 @@
 
 * linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
 * attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
-* in a vision layer that cuts, the output projection and the MLP work on the tokens that go on, and attention has
-  only their queries (exact without padding in the batch; in Qwen2-VL only the MLP is narrowed);
+* in a vision layer that cuts, the output projection and the MLP work on the tokens that go on (in Qwen2-VL the MLP
+  alone); attention is counted for all queries, though only those tokens' are computed where there is no padding;
 * attention within frames or windows (Qwen2-VL): n * n is the sum over them;
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
 
@@ -93,11 +93,10 @@ class ModelCosts:
             patches: patches of the image.
             tokens_into_layer: tokens entering each layer that runs.
             tokens_after_layer: tokens leaving it.
-            pairs: (query, key) pairs in its attention; by default the queries of the tokens
-                that leave, on all that enter.
+            pairs: (query, key) pairs in its attention; by default every token attends to all.
         """
         if pairs is None:
-            pairs = [into * after for into, after in zip(tokens_into_layer, tokens_after_layer, strict=True)]
+            pairs = [into * into for into in tokens_into_layer]
         return patches * self.patch_embedding + sum(
             into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * pair * self.tower_width
             for into, after, pair in zip(tokens_into_layer, tokens_after_layer, pairs, strict=True)
