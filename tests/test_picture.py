@@ -24,6 +24,7 @@ from flowcut.picture import (
     outlines,
     restore_pixels,
     save_cuts,
+    seen_pixels,
 )
 from flowcut.trace import TileTrace
 
@@ -150,7 +151,7 @@ def test_saved_picture_shows_the_cut(tmp_path: Path) -> None:
     values = white[:, None, None].expand(3, 56, 84)
     trace = make_trace(layers=tuple(range(20)))
     path = tmp_path / "overlay.png"
-    save_cuts(path, values, processor, trace)
+    save_cuts(path, restore_pixels(values, processor), trace)
     shown = np.asarray(Image.open(path).convert("L"))
     figure = draw_cuts(restore_pixels(values, processor), trace)
     for axes, kept in zip(figure.axes[1:], trace.kept_after_layer.values(), strict=True):
@@ -178,3 +179,14 @@ def test_tiles_stand_side_by_side() -> None:
     assert pixels[1, 8].tolist() == values[1, :, 1, 2].tolist()
     alive = kept_grid(torch.tensor([1, 6]), (2, 2, 3))
     assert alive.astype(int).tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
+
+
+def test_pixels_as_the_model_saw_them() -> None:
+    processor = CLIPImageProcessor(do_normalize=False)
+    picture = Image.new("RGB", (90, 60), (255, 0, 0))
+    trace = make_trace()
+    tiled = torch.rand(1, 3, 3, 56, 84)
+    assert np.allclose(seen_pixels(tiled, processor, picture, trace), restore_pixels(tiled[0, :1], processor))
+    assert seen_pixels(tiled[0], processor, picture, trace).shape == (56, 84, 3)
+    flattened = seen_pixels(torch.rand(24, 1176), processor, picture, trace)
+    assert flattened.shape == (4 * 28, 6 * 28, 3) and flattened[0, 0].tolist() == [1.0, 0.0, 0.0]

@@ -112,7 +112,7 @@ def run_command(
         with errors.status("Starting ...") as status, quiet_libraries(errors):
             from .loading import load_image, load_model
             from .methods import make_method
-            from .picture import check_path, save_cuts
+            from .picture import check_path, save_cuts, seen_pixels
             from .run import run
 
             if target_num is None and retain_ratio is None:
@@ -128,7 +128,9 @@ def run_command(
             if overlay is not None:
                 status.update("Drawing ...")
                 image_processor = loaded.processor.image_processor
-                save_cuts(overlay, result.pixel_values[0], image_processor, result.images[0], overlay_header(result))
+                first = result.images[0]
+                pixels = seen_pixels(result.pixel_values, image_processor, picture, first)
+                save_cuts(overlay, pixels, first, overlay_header(result))
         if as_json:
             report = {
                 "model": model,

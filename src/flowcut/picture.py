@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from .trace import ImageTrace
@@ -32,6 +33,8 @@ CHARACTER_INCHES = 0.08
 MARGIN_INCHES = 0.18
 MIN_WIDTH_INCHES = 5.2
 HEADER_LINES = 4
+PATCH_PIXELS = 28
+"""Side of a merge group in pictures of flattened patches."""
 OUTLINE = "#ffc857"
 INK = "#20242c"
 
@@ -53,6 +56,28 @@ def restore_pixels(pixel_values: Tensor, image_processor: Any) -> Pixels:
         pixels = pixels * np.asarray(image_processor.image_std) + np.asarray(image_processor.image_mean)
     restored: Pixels = np.clip(pixels, 0.0, 1.0).astype(np.float32)
     return restored
+
+
+def seen_pixels(pixel_values: Tensor, image_processor: Any, image: Image.Image, trace: ImageTrace) -> Pixels:
+    """The first image of a batch as the model saw it.
+
+    Args:
+        pixel_values: what the processor made of the batch: ``[images, 3, height, width]``,
+            ``[images, tiles, 3, height, width]``, or rows of flattened patches (Qwen2-VL), which show the whole
+            image, only scaled.
+        image_processor: the processor's.
+        image: the picture itself.
+        trace: what happened to it.
+
+    Returns:
+        ``[height, width, 3]`` in [0, 1].
+    """
+    if pixel_values.dim() == 2:
+        height, width = trace.grid[-2:]
+        scaled = image.convert("RGB").resize((width * PATCH_PIXELS, height * PATCH_PIXELS))
+        return np.asarray(scaled, dtype=np.float32) / np.float32(255.0)
+    first = pixel_values[0]
+    return restore_pixels(first if first.dim() == 3 else first[: len(trace.tiles)], image_processor)
 
 
 def kept_grid(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -156,19 +181,12 @@ def wrapped(text: str, inches: float) -> list[str]:
     return textwrap.wrap(text, columns, max_lines=HEADER_LINES, placeholder=" …") or [""]
 
 
-def save_cuts(
-    path: str | Path,
-    pixel_values: Tensor,
-    image_processor: Any,
-    trace: ImageTrace,
-    header: Sequence[str] = (),
-) -> None:
+def save_cuts(path: str | Path, pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> None:
     """Draw the overlay of one image into a file.
 
     Args:
         path: the file; its ending says which format.
-        pixel_values: the image as the tower got it, see :func:`restore_pixels`.
-        image_processor: the one that normalised it.
+        pixels: the image as the model saw it, see :func:`seen_pixels`.
         trace: what happened to the image.
         header: texts above the panels.
 
@@ -176,8 +194,7 @@ def save_cuts(
         ValueError, FileNotFoundError: see :func:`check_path`.
     """
     check_path(path)
-    figure = draw_cuts(restore_pixels(pixel_values, image_processor), trace, header)
-    figure.savefig(path)
+    draw_cuts(pixels, trace, header).savefig(path)
 
 
 def check_path(path: str | Path) -> None:
