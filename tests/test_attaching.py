@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from torch import Tensor, nn
+from families import fingerprint
+from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flowcut import FlowCut, FlowCutError, attach, detach, flowcut
@@ -20,20 +21,6 @@ from flowcut import FlowCut, FlowCutError, attach, detach, flowcut
 def inputs_for(images: int = 1, seed: int = 0, placeholders: int = tiny.PATCHES) -> dict[str, Tensor]:
     prompt = tiny.prompt(images, seed=seed, placeholders=placeholders)
     return {**tiny.batch([prompt]), "pixel_values": tiny.pictures(images, seed)}
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything on the model that attaching could leave behind."""
-    return {
-        name: (
-            sorted(vars(module)),
-            len(module._forward_hooks),
-            len(module._forward_pre_hooks),
-            id(getattr(module, "config", None)),
-            getattr(getattr(module, "config", None), "_attn_implementation", None),
-        )
-        for name, module in model.named_modules()
-    }
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -10,6 +10,7 @@ import golden
 import pytest
 import tiny
 import torch
+from families import fingerprint
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -297,23 +298,16 @@ def test_the_loss_and_its_gradients() -> None:
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def traces_on(model: Any) -> dict[str, Any]:
-    return {
-        name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
-        for name, module in model.named_modules()
-    }
-
-
 @torch.no_grad()
 def test_eager_and_sdpa_agree_and_detach_is_clean() -> None:
     answers = []
     for attention in ("sdpa", "eager"):
         model = next_model(attention=attention)
         inputs = collate(four_samples(model))
-        before = traces_on(model)
+        before = fingerprint(model)
         with attach(model, FlowCut(target_num=TARGET)):
             answers.append(generate(model, inputs))
-        assert traces_on(model) == before
+        assert fingerprint(model) == before
     assert answers[0] == answers[1]
 
 

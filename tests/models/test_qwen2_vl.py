@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_qwen
 import torch
+from families import fingerprint
 from tiny_qwen import FAMILIES, batch, four, sample
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
@@ -167,24 +168,12 @@ def test_detach_leaves_nothing_behind(family: str, attention: str) -> None:
     model, inputs = tiny_qwen.tiny_model(family, attention), batch(four())
     expected = model(**inputs).logits
 
-    def fingerprint() -> dict[str, Any]:
-        return {
-            name: (
-                sorted(vars(module)),
-                len(module._forward_hooks),
-                len(module._forward_pre_hooks),
-                id(getattr(module, "config", None)),
-                getattr(getattr(module, "config", None), "_attn_implementation", None),
-            )
-            for name, module in model.named_modules()
-        }
-
-    before = fingerprint()
+    before = fingerprint(model)
     gc.collect()
     registry = set(ALL_ATTENTION_FUNCTIONS)
     with attach(model, FlowCut(target_num=5)):
         assert model(**inputs).logits.shape[1] < expected.shape[1]
-    assert fingerprint() == before
+    assert fingerprint(model) == before
     gc.collect()
     assert set(ALL_ATTENTION_FUNCTIONS) == registry
     assert torch.equal(model(**inputs).logits, expected)

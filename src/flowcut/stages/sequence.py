@@ -146,7 +146,8 @@ class SequenceStage:
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
-        cut = all_columns(keep) if whole else keep_columns(keep, None if mask is None else new_mask)
+        nothing_to_drop = whole or not features
+        cut = all_columns(keep) if nothing_to_drop else keep_columns(keep, None if mask is None else new_mask)
         if self.parts.grid_positions:
             positions = places_of(self.parts.base, call, before, keep)
         else:
