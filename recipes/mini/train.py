@@ -1,0 +1,201 @@
+"""Second phase of training: projector and adapters together, on packed dialogues."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .align import projector_path
+from .alignment import DenseAlignment, halve_targets, targets
+from .dialogue import halved_positions
+from .features import ScenePicture, halve, read_shard, shards
+from .questions import TASKS, ask
+from .scene import GRID
+from .student import Student
+from .workspace import Workspace
+
+ALIGNMENT_WEIGHT = 0.1
+"""Weight of the dense alignment loss, so that patches keep saying what they show."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training at constant resolution.
+
+    Attributes:
+        name: names its checkpoint folder and its log.
+        scenes: number of dialogues.
+        halved: whether features are averaged 2 x 2 (144 visual tokens) or all 576 are seen.
+        first: index of the first training scene; scenes follow in order and start again at the end.
+        accumulate: dialogues per update.
+        adapter_rate: learning rate of the adapters at the start.
+        projector_rate: learning rate of the projector at the start.
+        final_share: learning rates at the end, as a share of those at the start (cosine in between).
+        seed: draws the questions and the prompts.
+    """
+
+    name: str
+    scenes: int
+    halved: bool
+    first: int = 0
+    accumulate: int = 4
+    adapter_rate: float = 1e-3
+    projector_rate: float = 3e-4
+    final_share: float = 1.0
+    seed: int = 0
+
+
+class HalfPrecisionAdam:
+    """AdamW on float32 copies of bfloat16 weights: updates smaller than bfloat16's steps still add up.
+
+    Args:
+        groups: weights with their learning rates.
+    """
+
+    def __init__(self, groups: list[tuple[list[nn.Parameter], float]]) -> None:
+        self._weights = [weight for weights, _ in groups for weight in weights]
+        self._masters = [weight.detach().float().clone() for weight in self._weights]
+        masters = iter(self._masters)
+        self.adam = torch.optim.AdamW(
+            [{"params": [next(masters) for _ in weights], "lr": rate, "start": rate} for weights, rate in groups],
+            weight_decay=0.0,
+            betas=(0.9, 0.98),
+        )
+
+    def step(self, factor: float) -> None:
+        """Update with gradients clipped to norm 1 and learning rates scaled by `factor`; clear the gradients."""
+        for master, weight in zip(self._masters, self._weights, strict=True):
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
+        for group in self.adam.param_groups:
+            group["lr"] = group["start"] * factor
+        self.adam.step()
+        with torch.no_grad():
+            for master, weight in zip(self._masters, self._weights, strict=True):
+                weight.copy_(master)
+
+    def state(self) -> dict[str, object]:
+        """Everything needed to go on later."""
+        return {"masters": self._masters, "adam": self.adam.state_dict()}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Go on from `state`."""
+        with torch.no_grad():
+            stored: list[Tensor] = state["masters"]  # type: ignore[assignment]
+            for master, weight, value in zip(self._masters, self._weights, stored, strict=True):
+                master.copy_(value)
+                weight.copy_(value)
+        self.adam.load_state_dict(state["adam"])  # type: ignore[arg-type]
+
+
+def train(
+    workspace: Workspace,
+    stage: Stage,
+    *,
+    start_from: Path | None,
+    progress: Callable[[int, str], None] | None = None,
+    save_every: int = 200,
+) -> Path:
+    """Run a stage, or go on where it was interrupted.
+
+    Args:
+        start_from: a folder with weights (`Student.save`); None for the aligned projector and new adapters.
+        progress: called with the number of dialogues done and a line about them.
+        save_every: dialogues between checkpoints.
+
+    Returns:
+        the folder with the stage's weights.
+    """
+    torch.manual_seed(stage.seed)
+    student = Student(workspace)
+    if start_from is None:
+        student.projector.load_state_dict(load_file(projector_path(workspace)))
+    else:
+        student.load(start_from)
+    student.train()
+    alignment = DenseAlignment(student.embeddings.weight, student.packer._tokenizer)
+    optimizer = HalfPrecisionAdam(
+        [
+            (student.adapters(), stage.adapter_rate),
+            (list(student.projector.parameters()), stage.projector_rate),
+        ]
+    )
+    folder = workspace.training / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    resume = folder / "resume.pt"
+    done = 0
+    if resume.exists():
+        state = torch.load(resume, weights_only=True)
+        done = state["done"]
+        optimizer.restore(state["optimizer"])
+    started = time.perf_counter()
+    right: dict[str, list[bool]] = defaultdict(list)
+    losses: list[float] = []
+    with (folder / "log.csv").open("a", newline="", encoding="utf-8") as file:
+        log = csv.writer(file)
+        if done == 0:
+            log.writerow(["dialogues", "seconds", "loss", *TASKS])
+        for picture in _scenes(workspace, stage, done):
+            loss, answers = _step(student, alignment, picture, stage, done)
+            (loss / stage.accumulate).backward()
+            losses.append(loss.item())
+            for task, results in answers.items():
+                right[task] += results
+            done += 1
+            if done % stage.accumulate == 0:
+                optimizer.step(_factor(done / stage.scenes, stage.final_share, done / stage.accumulate))
+            if done % 40 == 0:
+                shares = [round(float(np.mean(right[t])), 3) if right[t] else float("nan") for t in TASKS]
+                log.writerow([done, round(time.perf_counter() - started), round(float(np.mean(losses)), 4), *shares])
+                file.flush()
+                if progress:
+                    progress(done, f"loss {np.mean(losses):.3f} " + " ".join(map(str, shares)))
+                right.clear()
+                losses.clear()
+            if done % save_every == 0 or done == stage.scenes:
+                torch.save({"done": done, "optimizer": optimizer.state()}, folder / "resume.partial")
+                (folder / "resume.partial").rename(resume)
+                student.save(folder)
+    return folder
+
+
+def _step(
+    student: Student, alignment: DenseAlignment, picture: ScenePicture, stage: Stage, done: int
+) -> tuple[Tensor, dict[str, list[bool]]]:
+    random = np.random.default_rng((stage.seed, stage.first, done))
+    features, wanted = picture.features.float(), targets(picture.scene)
+    positions = torch.arange(GRID * GRID)
+    if stage.halved:
+        features, wanted, positions = halve(features), halve_targets(wanted), halved_positions(GRID)
+    projected = student.projector(features)
+    packed = student.packer.pack(ask(picture.scene, random), positions, random)
+    loss, answers = student.loss(packed, projected)
+    return loss + ALIGNMENT_WEIGHT * alignment(projected, wanted)[0], answers
+
+
+def _scenes(workspace: Workspace, stage: Stage, done: int) -> Iterator[ScenePicture]:
+    """The stage's remaining scenes. Shards that are built meanwhile are used as soon as they are there."""
+    number = stage.first + done
+    left = stage.scenes - done
+    while left:
+        known = shards(workspace, "train")
+        shard, offset = divmod(number % (len(known) * 64), 64)
+        for picture in list(read_shard(workspace, "train", known[shard]))[offset : offset + left]:
+            yield picture
+            number, left = number + 1, left - 1
+
+
+def _factor(progress: float, final_share: float, updates: float) -> float:
+    cosine = final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    return cosine * min(1.0, updates / 20)
