@@ -25,7 +25,7 @@ WEIGHT_DECAY = 2.0
 
 
 def load_patches(workspace: Workspace, split: str, numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Features [n, 384] float16 and targets [n, 4] of all patches of some shards, averages of 2 x 2 included."""
+    """Features [n, 384] float16 and targets [n, 4] of some shards' patches and of their 2 x 2 averages."""
     features, wanted = [], []
     for number in numbers:
         for picture in read_shard(workspace, split, number):  # type: ignore[arg-type]
@@ -64,7 +64,9 @@ def align(
     pools = [torch.where(~background)[0], torch.where(background)[0]]
     projector = new_projector(features[torch.randint(len(features), (20_000,))])
     optimizer = torch.optim.AdamW(projector.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps, pct_start=0.05
+    )
     sizes = [int(batch * FOREGROUND_SHARE), batch - int(batch * FOREGROUND_SHARE)]
     workspace.training.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The dense alignment loss: every projected patch should say, in word embeddings, what the renderer put there."""
+"""The dense alignment loss: every projected patch says, in word embeddings, what the renderer put there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedTokenizerBase
 
-from .scene import BACKGROUND, GRID, Scene
+from .scene import GRID, Scene
 from .vocabulary import COLORS, SHAPES, nouns
 
 CONTENTS = (*(noun.name for noun in nouns()), *SHAPES, "word", "background")
@@ -32,7 +32,7 @@ _LENGTH = 2.5
 
 
 def targets(scene: Scene) -> Tensor:
-    """[576, 4] int64: for every patch the index of its word for each of `ASPECTS`, `UNKNOWN` where it has none.
+    """[576, 4] int64: every patch's word for each of `ASPECTS`, by index; `UNKNOWN` where it has none.
 
     Patches of an item tell the ninth of the picture in which that item is centred; background patches tell
     their own.
@@ -50,7 +50,6 @@ def targets(scene: Scene) -> Tensor:
         answer[..., 1][mine], answer[..., 2][mine] = item.cell
         if item.kind == "shape":
             answer[..., 3][mine] = tuple(COLORS).index(item.color)
-    assert BACKGROUND >= len(scene.items)
     return answer.reshape(GRID * GRID, len(ASPECTS))
 
 

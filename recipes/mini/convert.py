@@ -6,7 +6,14 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from .workspace import Workspace
 
@@ -35,9 +42,7 @@ def tower_from_onnx(path: str) -> Dinov2Model:
     """
     graph = onnx.load(path).graph
     stored = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
-    state = {
-        name.removeprefix(_PREFIX): value for name, value in stored.items() if name.startswith(_PREFIX)
-    }
+    state = {name.removeprefix(_PREFIX): value for name, value in stored.items() if name.startswith(_PREFIX)}
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in stored:
             parts = node.name.strip("/").split("/")[1:-1]

@@ -60,7 +60,9 @@ def shard_path(workspace: Workspace, split: Split, shard: int) -> Path:
     return workspace.scenes / f"{split}-{shard:05d}.npy"
 
 
-def build_shard(workspace: Workspace, material: Material, tower: Dinov2Model, split: Split, shard: int) -> None:
+def build_shard(
+    workspace: Workspace, material: Material, tower: Dinov2Model, split: Split, shard: int
+) -> None:
     """Render and encode one shard unless it is there; a half-written one is never left behind."""
     target = shard_path(workspace, split, shard)
     if target.exists():

@@ -23,7 +23,9 @@ def background(material: Material, split: Split, random: np.random.Generator) ->
         side = int(random.integers(SIDE * 2 // 3, min(picture.size) + 1))
         left = int(random.integers(picture.width - side + 1))
         top = int(random.integers(picture.height - side + 1))
-        crop = picture.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        crop = picture.crop((left, top, left + side, top + side)).resize(
+            (SIDE, SIDE), Image.Resampling.BILINEAR
+        )
         return crop.filter(ImageFilter.GaussianBlur(2)) if random.random() < 0.2 else crop
     if draw < 0.68:
         return Image.new("RGB", (SIDE, SIDE), _any_color(random))
@@ -31,10 +33,14 @@ def background(material: Material, split: Split, random: np.random.Generator) ->
     noise = random.integers(0, 256, (coarse, coarse, 3), dtype=np.uint8)
     smooth = Image.Resampling.BICUBIC if random.random() < 0.6 or coarse == 2 else Image.Resampling.NEAREST
     pattern = Image.fromarray(noise).resize((SIDE, SIDE), smooth)
-    return Image.blend(pattern, Image.new("RGB", (SIDE, SIDE), _any_color(random)), float(random.uniform(0, 0.7)))
+    return Image.blend(
+        pattern, Image.new("RGB", (SIDE, SIDE), _any_color(random)), float(random.uniform(0, 0.7))
+    )
 
 
-def noun(material: Material, noun: Noun, longest: int, split: Split, random: np.random.Generator) -> Image.Image:
+def noun(
+    material: Material, noun: Noun, longest: int, split: Split, random: np.random.Generator
+) -> Image.Image:
     """An RGBA cut-out, mirrored half the time, slightly turned, stretched and re-lit, `longest` px long."""
     picture = material.cutout(noun, split, random)
     if random.random() < 0.5:
@@ -57,7 +63,9 @@ def shape(name: str, color: str, longest: int, random: np.random.Generator) -> I
     """An RGBA drawing of a shape in a colour with a little jitter, `longest` px on both sides."""
     side = longest * _SMOOTH
     jitter = random.integers(-18, 19, 3)
-    fill = tuple(int(np.clip(value + offset, 0, 255)) for value, offset in zip(COLORS[color], jitter, strict=True))
+    fill = tuple(
+        int(np.clip(value + offset, 0, 255)) for value, offset in zip(COLORS[color], jitter, strict=True)
+    )
     canvas = Image.new("RGBA", (side, side), (*fill, 0))
     draw = ImageDraw.Draw(canvas)
     if name == "circle":
@@ -98,7 +106,20 @@ def _outline(name: str) -> list[tuple[float, float]]:
         return [(0.5, 0.0), (0.85, 0.5), (0.5, 1.0), (0.15, 0.5)]
     if name == "cross":
         a, b = 0.34, 0.66
-        return [(a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)]
+        return [
+            (a, 0),
+            (b, 0),
+            (b, a),
+            (1, a),
+            (1, b),
+            (b, b),
+            (b, 1),
+            (a, 1),
+            (a, b),
+            (0, b),
+            (0, a),
+            (a, a),
+        ]
     if name == "arrow":
         return [(0, 0.35), (0.55, 0.35), (0.55, 0.1), (1, 0.5), (0.55, 0.9), (0.55, 0.65), (0, 0.65)]
     if name == "star":

@@ -125,7 +125,9 @@ def _name(scene: Scene, random: np.random.Generator) -> list[Question]:
         return [Question("name", "What is in the picture?", scene.items[0].name, (0,))]
     forms = ("What is {}?", "What object is {}?", "What do you see {}?")
     return [
-        Question("name", forms[int(random.integers(3))].format(at_position(item.position)), item.name, (index,))
+        Question(
+            "name", forms[int(random.integers(3))].format(at_position(item.position)), item.name, (index,)
+        )
         for index, item in _alone_in_cell(scene)
         if item.kind == "noun"
     ]
@@ -174,7 +176,9 @@ def _shape(scene: Scene, random: np.random.Generator) -> list[Question]:
     ]
     forms = ("What shape is {}?", "Which shape is {}?")
     return made + [
-        Question("shape", forms[int(random.integers(2))].format(at_position(item.position)), item.name, (index,))
+        Question(
+            "shape", forms[int(random.integers(2))].format(at_position(item.position)), item.name, (index,)
+        )
         for index, item in _alone_in_cell(scene)
         if item.kind == "shape"
     ]

@@ -61,7 +61,7 @@ def choose(material: Material, split: Split = "test", share: float = 1.0) -> lis
         keys = _keys(scene, questions)
         # A scene is worth its questions only if it fills a gap and does not pile up what is there already.
         gaps = [key for key in keys if missing.get(key, 0) > 0]
-        if gaps and len(questions) >= 8 or set(gaps) & {"close", "large"}:
+        if (gaps and len(questions) >= 8) or set(gaps) & {"close", "large"}:
             questions = [q for q in questions if q.task != "count" or missing.get(f"count {q.answer}", 0) > 0]
             for key in _keys(scene, questions):
                 if key in missing:

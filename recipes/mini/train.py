@@ -67,13 +67,16 @@ class HalfPrecisionAdam:
         self._masters = [weight.detach().float().clone() for weight in self._weights]
         masters = iter(self._masters)
         self.adam = torch.optim.AdamW(
-            [{"params": [next(masters) for _ in weights], "lr": rate, "start": rate} for weights, rate in groups],
+            [
+                {"params": [next(masters) for _ in weights], "lr": rate, "start": rate}
+                for weights, rate in groups
+            ],
             weight_decay=0.0,
             betas=(0.9, 0.98),
         )
 
     def step(self, factor: float) -> None:
-        """Update with gradients clipped to norm 1 and learning rates scaled by `factor`; clear the gradients."""
+        """Update with gradients clipped to norm 1 and rates scaled by `factor`; clear the gradients."""
         for master, weight in zip(self._masters, self._weights, strict=True):
             master.grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
@@ -157,7 +160,9 @@ def train(
                 optimizer.step(_factor(done / stage.scenes, stage.final_share, done / stage.accumulate))
             if done % 40 == 0:
                 shares = [round(float(np.mean(right[t])), 3) if right[t] else float("nan") for t in TASKS]
-                log.writerow([done, round(time.perf_counter() - started), round(float(np.mean(losses)), 4), *shares])
+                log.writerow(
+                    [done, round(time.perf_counter() - started), round(float(np.mean(losses)), 4), *shares]
+                )
                 file.flush()
                 if progress:
                     progress(done, f"loss {np.mean(losses):.3f} " + " ".join(map(str, shares)))

@@ -1,4 +1,4 @@
-"""The words flowcut-mini's scenes are made of: nouns with their cut-outs, shapes, colours, positions, words."""
+"""The words that scenes are made of: nouns with their cut-outs, shapes, colours, positions, printed words."""
 
 from __future__ import annotations
 
@@ -28,18 +28,7 @@ POSITIONS = (
 )
 """Names of the nine cells of a picture, by row and column."""
 
-WORDS = tuple(
-    "art bag bank bed bell blue boat book bread bridge bring call card chair child city clean clock cloud cold "
-    "cook corner dance day door dream drink earth east echo face farm fast father field fine floor food free "
-    "friend garden gift girl gold good grass green hand happy head heart help hill home hope hotel ice island "
-    "jazz joy jump kind king kitchen lake large learn letter life light line little long love lucky magic "
-    "market milk mind money month morning mother music name new night north ocean old open orange paper park "
-    "party peace people phone picture place play poem point pretty quick quiet radio rain read red rest rice "
-    "ride river road rock room round safe salt sand school sea secret ship shop silver sister sky sleep slow "
-    "small smile snow song sound south space spring star stone stop story street sugar summer sweet swim table "
-    "talk tea time today town travel tree uncle under valley view village visit voice walk warm water week "
-    "west white wild wind window winter wish wonder wood word work world write yellow yes young zone".split()
-)
+WORDS = tuple((Path(__file__).parent / "words.txt").read_text(encoding="utf-8").split())
 """The words that scenes print, three to seven letters each."""
 
 _IRREGULAR = {
