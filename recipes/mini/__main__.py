@@ -13,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import Dinov2Model
 
+from flowcut.tasks import load_split, read_split
+
 from . import align as alignment_phase
 from . import curves, evaluate, export, features, fetch, train
 from .convert import convert
 from .material import Material, Split
+from .pack import pack
 from .student import Student
 from .testset import choose
 from .workspace import Workspace
@@ -117,21 +120,32 @@ def train_command(
     console.print(f"weights in {folder}")
 
 
+@app.command("pack")
+def pack_command(
+    target: Annotated[Path, typer.Argument(help="File to write, for example test-v1.zip.")],
+    split: Annotated[str, typer.Option(help="test, or new for held-out cut-outs.")] = "test",
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the test split's quotas.")] = 1.0,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Choose the scenes of a test split and write pictures, masks and questions into one file."""
+    written = pack(target.stem, choose(Material(Workspace(root)), _split(split), share), target)
+    console.print(f"{len(written.scenes)} scenes in {target}")
+
+
 @app.command("evaluate")
 def evaluate_command(
+    file: Annotated[Path | None, typer.Argument(help="A packed split; without, the one that ships.")] = None,
     trained: Annotated[Path, typer.Option(help="Folder with the trained parts.")] = CHECKPOINT,
-    split: Annotated[str, typer.Option(help="test or new.")] = "test",
-    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the test split's quotas.")] = 1.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use every n-th scene only, n in all.")] = None,
     keep: Annotated[str, typer.Option(help="all, random, oracle, oracle-fill or without.")] = "all",
     budget: Annotated[int, typer.Option(min=1, help="Kept patches, where `keep` has a budget.")] = 64,
-    original_positions: bool = False,
+    original_positions: Annotated[bool, typer.Option(help="Kept patches keep their positions.")] = False,
     save: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     root: Root = DEFAULT_ROOT,
     threads: Threads = 2,
 ) -> None:
-    """Accuracy on the test split: uncut, or with the patches that the renderer's masks choose."""
+    """Accuracy on a split: uncut, or with the patches that the renderer's masks choose."""
     torch.set_num_threads(threads)
-    workspace = Workspace(root)
     choices = {
         "all": evaluate.keep_all,
         "random": evaluate.keep_random(budget),
@@ -141,16 +155,21 @@ def evaluate_command(
     }
     if keep not in choices:
         raise typer.BadParameter(f"--keep must be one of {', '.join(choices)}, not {keep!r}")
-    chosen = choose(Material(workspace), _split(split), share)
-    tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.bfloat16).eval()
+    if file is None:
+        split = load_split()
+    else:
+        with file.open("rb") as opened:
+            split = read_split(opened, file.stem)
+    step = max(1, len(split.scenes) // limit) if limit else 1
+    scenes = split.scenes[::step][:limit]
+    workspace = Workspace(root)
     student = Student(workspace)
     student.load(trained)
-    encoded = ((features.encode(tower, [e.picture])[0], e.scene, e.questions) for e in chosen)
     with _bar() as bar:
-        task = bar.add_task(f"{split}, {keep}", total=len(chosen))
+        task = bar.add_task(f"{split.name}, {keep}", total=len(scenes))
         results = evaluate.evaluate(
             student,
-            encoded,
+            features.encode_split(workspace, split.name, scenes),
             choices[keep],
             original_positions=original_positions,
             progress=lambda done: bar.update(task, completed=done),
@@ -161,13 +180,17 @@ def evaluate_command(
         table.add_row(name, str(total), f"{100 * accuracy:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
     console.print(table)
     if save:
+        keys = ("task", "questions", "accuracy", "low", "high")
+        report = {
+            "split": split.name,
+            "scenes": len(scenes),
+            "keep": keep,
+            "budget": budget if "random" in keep or "oracle" in keep else None,
+            "positions": "original" if original_positions else "compact",
+            "tasks": [dict(zip(keys, row, strict=True)) for row in rows],
+        }
         save.parent.mkdir(parents=True, exist_ok=True)
-        named = [
-            dict(zip(("task", "questions", "accuracy", "low", "high"), row, strict=True)) for row in rows
-        ]
-        save.write_text(
-            json.dumps({"split": split, "keep": keep, "budget": budget, "tasks": named}, indent=1) + "\n"
-        )
+        save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 @app.command("curves")

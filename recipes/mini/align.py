@@ -88,6 +88,9 @@ def align(
                 file.flush()
                 if progress:
                     progress(step, loss.item())
+    with torch.inference_mode():
+        sample = projector(features[pools[0][torch.randint(len(pools[0]), (4096,))]].float())
+    alignment.stretch(projector.linear_2, sample)
     save_file(dict(projector.state_dict()), projector_path(workspace))
     with torch.inference_mode():
         features, wanted = load_patches(workspace, "test", shards(workspace, "test")[:1])

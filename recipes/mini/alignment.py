@@ -84,6 +84,20 @@ class DenseAlignment(nn.Module):
         words: Tensor = getattr(self, f"words_{aspect}")
         return _SHARPNESS * normalize(projected - self.center, dim=-1) @ words.T
 
+    def stretch(self, second: nn.Linear, projected: Tensor) -> None:
+        """Scale the projector's last layer so that patches lie as far from the mean word as words do.
+
+        The strong weight decay leaves them short; how they are named does not change.
+
+        Args:
+            second: the projector's last layer, changed in place.
+            projected: [n, width] a sample of what it gives.
+        """
+        with torch.no_grad():
+            factor = _LENGTH / (projected - self.center).norm(dim=-1).mean()
+            second.weight.mul_(factor)
+            second.bias.sub_(self.center).mul_(factor).add_(self.center)
+
     def forward(self, projected: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The loss, and for each aspect the share of patches that name it rightly.
 

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .questions import TASKS
+from flowcut.tasks import TASKS
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .questions import Question
+from flowcut.tasks import TaskQuestion as Question
 
 BEFORE = (
     "",
@@ -44,6 +44,7 @@ class Packed:
         branch: [length] 0 for the part all questions share, else the question's number from 1.
         labels: [length] the token to predict *at* each place, -100 where none is.
         questions: the questions in the order of their branches.
+        looks: [questions, 2] for each the places of its last word and of the token before its answer.
     """
 
     ids: Tensor
@@ -52,6 +53,7 @@ class Packed:
     branch: Tensor
     labels: Tensor
     questions: tuple[Question, ...]
+    looks: Tensor
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """[1, 1, length, length] additive mask: causal, and blind to other questions."""
@@ -111,8 +113,11 @@ class Packer:
             *range(end, end + len(closing)),
         ]
         branch, labels = [0] * len(ids), [-100] * len(ids)
+        looks = []
         for number, question in enumerate(questions, start=1):
-            asked = self._ids(question.text) + self._turn
+            text = self._ids(question.text)
+            asked = text + self._turn
+            looks.append([len(ids) + len(text) - 1, len(ids) + len(asked) - 1])
             answer = self._ids(" " + question.answer) + self._end
             new = asked + answer[:-1]
             ids += new
@@ -126,6 +131,7 @@ class Packer:
             torch.tensor(branch),
             torch.tensor(labels),
             tuple(questions),
+            torch.tensor(looks),
         )
 
     def _ids(self, text: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -10,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .oracle import keep_only, remove_only
-from .questions import TASKS, Question
-from .scene import GRID, Scene
+from flowcut.tasks import TASKS, wilson
+from flowcut.tasks import TaskQuestion as Question
+
+from .oracle import Masks, keep_only, remove_only
+from .scene import GRID
 from .student import Student, answered
 
-Choice = Callable[[Scene, tuple[int, ...], int], Tensor]
-"""Kept patch indices for a scene, the items that a question is about, and the scene's number."""
+Choice = Callable[[Masks, tuple[int, ...], int], Tensor]
+"""Kept patch indices for the masks of a scene, the items that a question is about, and the scene's number."""
 
 
-def keep_all(scene: Scene, about: tuple[int, ...], number: int) -> Tensor:
+def keep_all(touched: Masks, about: tuple[int, ...], number: int) -> Tensor:
     """Every patch."""
     return torch.arange(GRID * GRID)
 
@@ -27,7 +28,7 @@ def keep_all(scene: Scene, about: tuple[int, ...], number: int) -> Tensor:
 def keep_random(budget: int) -> Choice:
     """The same `budget` random patches for all questions of a scene."""
 
-    def choose(scene: Scene, about: tuple[int, ...], number: int) -> Tensor:
+    def choose(touched: Masks, about: tuple[int, ...], number: int) -> Tensor:
         random = np.random.default_rng((71, number))
         return torch.from_numpy(np.sort(random.permutation(GRID * GRID)[:budget]))
 
@@ -37,21 +38,21 @@ def keep_random(budget: int) -> Choice:
 def keep_oracle(budget: int, *, fill: bool) -> Choice:
     """What the question is about, filled up with random patches or not."""
 
-    def choose(scene: Scene, about: tuple[int, ...], number: int) -> Tensor:
-        return keep_only(scene, about, budget, np.random.default_rng((72, number)), fill=fill)
+    def choose(touched: Masks, about: tuple[int, ...], number: int) -> Tensor:
+        return keep_only(touched, about, budget, np.random.default_rng((72, number)), fill=fill)
 
     return choose
 
 
-def drop_oracle(scene: Scene, about: tuple[int, ...], number: int) -> Tensor:
+def drop_oracle(touched: Masks, about: tuple[int, ...], number: int) -> Tensor:
     """Everything but what the question is about."""
-    return remove_only(scene, about)
+    return remove_only(touched, about)
 
 
 @torch.inference_mode()
 def evaluate(
     student: Student,
-    scenes: Iterable[tuple[Tensor, Scene, tuple[Question, ...]]],
+    scenes: Iterable[tuple[Tensor, Masks, tuple[Question, ...]]],
     choose: Choice,
     *,
     original_positions: bool = False,
@@ -63,7 +64,7 @@ def evaluate(
     same as one by one.
 
     Args:
-        scenes: tower features [576, 384], what the scene shows, and the questions.
+        scenes: tower features [576, 384], the masks of its items, and the questions.
         original_positions: whether kept patches keep their place among all 576; else they move together.
         progress: called with the number of scenes done.
 
@@ -72,10 +73,10 @@ def evaluate(
     """
     student.eval()
     results: dict[str, list[bool]] = defaultdict(list)
-    for number, (features, scene, questions) in enumerate(scenes):
+    for number, (features, touched, questions) in enumerate(scenes):
         groups: dict[tuple[int, ...], list[Question]] = defaultdict(list)
         for question in questions:
-            groups[tuple(choose(scene, question.about, number).tolist())].append(question)
+            groups[tuple(choose(touched, question.about, number).tolist())].append(question)
         projected = student.projector(features.float())
         for kept, asked in groups.items():
             places = torch.tensor(kept, dtype=torch.long)
@@ -89,26 +90,11 @@ def evaluate(
     return dict(results)
 
 
-def interval(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% confidence interval of a share.
-
-    Raises:
-        ValueError: there is nothing to take a share of.
-    """
-    if total <= 0:
-        raise ValueError(f"a share of {total} answers is not defined")
-    z = 1.959964
-    share = right / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return middle - half, middle + half
-
-
 def summary(results: dict[str, list[bool]]) -> list[tuple[str, int, float, float, float]]:
     """Rows of task, number of questions, accuracy, and the ends of its interval, ordered as `TASKS`."""
     rows = []
     for task in TASKS:
         if results.get(task):
             right, total = sum(results[task]), len(results[task])
-            rows.append((task, total, right / total, *interval(right, total)))
+            rows.append((task, total, right / total, *wilson(right, total)))
     return rows

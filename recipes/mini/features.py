@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import Dinov2Model
+
+from flowcut.tasks import TaskQuestion, TaskScene
 
 from .material import Material, Split
 from .render import render
@@ -96,6 +99,28 @@ def read_shard(workspace: Workspace, split: Split, shard: int) -> Iterator[Scene
     lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     for index, line in enumerate(lines):
         yield ScenePicture(torch.from_numpy(np.array(features[index])), Scene.from_json(line))
+
+
+def encode_split(
+    workspace: Workspace, name: str, scenes: Sequence[TaskScene]
+) -> Iterator[tuple[Tensor, NDArray[np.bool_], tuple[TaskQuestion, ...]]]:
+    """Features, masks and questions of a packed split's scenes; features are computed once and kept.
+
+    Args:
+        workspace: where they are kept, below the split's name.
+        name: the split's name with its version.
+        scenes: the scenes wanted.
+    """
+    folder = workspace.scenes / name
+    folder.mkdir(parents=True, exist_ok=True)
+    tower: Dinov2Model | None = None
+    for scene in scenes:
+        path = folder / f"{scene.name}.npy"
+        if not path.exists():
+            if tower is None:
+                tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.bfloat16).eval()
+            np.save(path, encode(tower, [scene.picture()])[0].numpy())
+        yield torch.from_numpy(np.load(path)), scene.touched, scene.questions
 
 
 def halve(features: Tensor) -> Tensor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from .scene import Item, Scene
-from .vocabulary import POSITIONS, noun_groups, plural, with_article
+from flowcut.tasks import TaskQuestion as Question
 
-TASKS = ("exist", "name", "where", "count", "color", "shape", "read")
-"""Names of the tasks, in the order of every table."""
+from .scene import Item, Scene
+from .vocabulary import noun_groups, plural, with_article
 
 PER_SCENE = {"exist": 12, "name": 9, "where": 9, "count": 4, "color": 3, "shape": 6, "read": 1}
 """Most questions of a task about one scene."""
@@ -22,25 +20,6 @@ CLEAR_MARGIN = 9.0
 
 MOST_COUNTED = 6
 """Largest number that is asked for."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about one scene.
-
-    Attributes:
-        task: one of `TASKS`.
-        text: what is asked.
-        answer: what is right, in the words the model is to use.
-        about: indices of the scene's items that the answer depends on; empty where something is absent.
-        kind: for `exist` how the noun was chosen: present, random, popular or adversarial; else "".
-    """
-
-    task: str
-    text: str
-    answer: str
-    about: tuple[int, ...]
-    kind: str = ""
 
 
 def ask(scene: Scene, random: np.random.Generator) -> list[Question]:
@@ -201,6 +180,3 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], list[Question]]] = {
     "shape": _shape,
     "read": _read,
 }
-
-ANSWERS_BY_CHANCE = {"exist": 2, "where": sum(len(row) for row in POSITIONS), "count": MOST_COUNTED}
-"""Number of possible answers of the tasks with few."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .dialogue import Packed, Packer
+from .guidance import guidance
 from .projector import new_projector
 from .workspace import Workspace
 
@@ -53,26 +55,44 @@ class Student(nn.Module):
         Returns:
             logits [m, vocabulary] and the tokens wanted there, [m].
         """
+        logits, wanted, _ = self._run(packed, projected, attentions=False)
+        return logits, wanted
+
+    def _run(
+        self, packed: Packed, projected: Tensor, *, attentions: bool
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         embedded = self.embeddings(packed.ids)
         embedded = torch.cat(
             [embedded[: packed.visual.start], projected.to(embedded.dtype), embedded[packed.visual.stop :]]
         )
-        hidden = self.decoder(
+        output = self.decoder(
             inputs_embeds=embedded[None],
             attention_mask=packed.mask(embedded.dtype),
             position_ids=packed.positions[None],
             use_cache=False,
-        ).last_hidden_state[0]
+            output_attentions=attentions,
+        )
         asked = packed.labels != -100
-        return self.head(hidden[asked]), packed.labels[asked]
+        return self.head(output.last_hidden_state[0][asked]), packed.labels[asked], output.attentions or ()
 
-    def loss(self, packed: Packed, projected: Tensor) -> tuple[Tensor, dict[str, list[bool]]]:
-        """Mean over questions of the answer's cross entropy, and which answers greedy decoding gets right."""
-        logits, wanted = self.logits(packed, projected)
+    def loss(
+        self, packed: Packed, projected: Tensor, asked: Tensor, guided: float
+    ) -> tuple[Tensor, dict[str, list[bool]]]:
+        """Mean over questions of the answer's cross entropy, and which answers greedy decoding gets right.
+
+        Args:
+            packed: the dialogue.
+            projected: [n, 576] the picture's projected patches.
+            asked: [questions, n] the patches that each question is about.
+            guided: weight of the loss that shows some heads these patches; 0 for none.
+        """
+        logits, wanted, attentions = self._run(packed, projected, attentions=guided > 0)
         token_loss = cross_entropy(logits.float(), wanted, reduction="none")
         branch = packed.branch[packed.labels != -100]
         share = torch.ones_like(token_loss) / torch.bincount(branch)[branch]
         loss = (token_loss * share).sum() / len(packed.questions)
+        if guided > 0:
+            loss = loss + guided * guidance(attentions, packed, asked)
         return loss, answered(packed, logits.argmax(dim=-1) == wanted, branch)
 
     def adapters(self) -> list[nn.Parameter]:

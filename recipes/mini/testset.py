@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from flowcut.tasks import TaskQuestion as Question
+
 from .material import Material, Split
-from .questions import Question, ask
+from .questions import ask
 from .render import render
 from .scene import Scene
 from .vocabulary import with_article
@@ -18,7 +20,17 @@ from .vocabulary import with_article
 VERSION = 1
 """Changes whenever the test split does."""
 
-_QUOTAS = {"read": 300, **{f"count {number}": 55 for number in range(1, 7)}, "close": 24, "large": 40}
+_QUOTAS = {
+    "read": 300,
+    **{f"count {number}": 50 for number in range(1, 7)},
+    "close": 24,
+    "large": 40,
+}
+
+_PATIENCE = 3000
+"""So many scenes are looked at before one that fills a single gap is taken: fewer pictures do."""
+
+
 _POPULAR = 30
 _QUESTION_SEED = 977
 
@@ -59,9 +71,9 @@ def choose(material: Material, split: Split = "test", share: float = 1.0) -> lis
         picture, scene = render(material, split, index)
         questions = ask(scene, np.random.default_rng((_QUESTION_SEED, index)))
         keys = _keys(scene, questions)
-        # A scene is worth its questions only if it fills a gap and does not pile up what is there already.
         gaps = [key for key in keys if missing.get(key, 0) > 0]
-        if (gaps and len(questions) >= 8) or set(gaps) & {"close", "large"}:
+        enough = 2 if index < _PATIENCE * share else 1
+        if (len(gaps) >= enough and len(questions) >= 8) or set(gaps) & {"close", "large"}:
             questions = [q for q in questions if q.task != "count" or missing.get(f"count {q.answer}", 0) > 0]
             for key in _keys(scene, questions):
                 if key in missing:

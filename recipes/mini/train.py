@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowcut.tasks import TASKS
+from flowcut.tasks import TaskQuestion as Question
+
 from .align import projector_path
 from .alignment import DenseAlignment, halve_targets, targets
 from .dialogue import halved_positions
 from .features import ScenePicture, halve, read_shard, shards
-from .questions import TASKS, ask
+from .guidance import asked_patches
+from .questions import ask
 from .scene import GRID
 from .student import Student
 from .workspace import Workspace
 
 ALIGNMENT_WEIGHT = 0.1
 """Weight of the dense alignment loss, so that patches keep saying what they show."""
+
+FEW = {"exist": 4, "name": 3, "where": 4, "count": 1, "color": 1, "shape": 1, "read": 1}
+"""Questions of each task where a stage asks few."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,12 @@ class Stage:
         first: index of the first training scene; scenes follow in order and start again at the end.
         accumulate: dialogues per update.
         adapter_rate: learning rate of the adapters at the start.
-        projector_rate: learning rate of the projector at the start.
+        projector_rate: learning rate of the projector at the start; 0 leaves it as the alignment left it.
         final_share: learning rates at the end, as a share of those at the start (cosine in between).
         seed: draws the questions and the prompts.
+        few: whether to ask only about a dozen questions for each picture, most of them where things are and
+            whether they are there. Cheap steps help until these two are understood at all.
+        guided: weight of the loss that shows some heads the patches a question is about; 0 for none.
     """
 
     name: str
@@ -50,9 +60,11 @@ class Stage:
     first: int = 0
     accumulate: int = 4
     adapter_rate: float = 1e-3
-    projector_rate: float = 3e-4
+    projector_rate: float = 0.0
     final_share: float = 1.0
     seed: int = 0
+    few: bool = False
+    guided: float = 0.0
 
 
 class HalfPrecisionAdam:
@@ -127,11 +139,12 @@ def train(
     else:
         student.load(start_from)
     student.train()
+    student.projector.requires_grad_(stage.projector_rate > 0)
     alignment = DenseAlignment(student.embeddings.weight, student.packer._tokenizer)
     optimizer = HalfPrecisionAdam(
         [
             (student.adapters(), stage.adapter_rate),
-            (list(student.projector.parameters()), stage.projector_rate),
+            ([p for p in student.projector.parameters() if p.requires_grad], stage.projector_rate),
         ]
     )
     folder = workspace.training / stage.name
@@ -184,9 +197,25 @@ def _step(
     if stage.halved:
         features, wanted, positions = halve(features), halve_targets(wanted), halved_positions(GRID)
     projected = student.projector(features)
-    packed = student.packer.pack(ask(picture.scene, random), positions, random)
-    loss, answers = student.loss(packed, projected)
-    return loss + ALIGNMENT_WEIGHT * alignment(projected, wanted)[0], answers
+    questions = ask(picture.scene, random)
+    if stage.few:
+        questions = _some(questions)
+    packed = student.packer.pack(questions, positions, random)
+    asked = asked_patches(picture.scene.touched, questions, halved=stage.halved)
+    loss, answers = student.loss(packed, projected, asked, stage.guided)
+    if stage.projector_rate > 0:
+        loss = loss + ALIGNMENT_WEIGHT * alignment(projected, wanted)[0]
+    return loss, answers
+
+
+def _some(questions: list[Question]) -> list[Question]:
+    taken: Counter[str] = Counter()
+    kept = []
+    for question in questions:
+        taken[question.task] += 1
+        if taken[question.task] <= FEW[question.task]:
+            kept.append(question)
+    return kept
 
 
 def _scenes(workspace: Workspace, stage: Stage, done: int) -> Iterator[ScenePicture]:
