@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from flowcut.tasks import TaskQuestion as Question
 
+from .guidance import asked_for
+
 BEFORE = (
     "",
     "",
@@ -44,7 +46,7 @@ class Packed:
         branch: [length] 0 for the part all questions share, else the question's number from 1.
         labels: [length] the token to predict *at* each place, -100 where none is.
         questions: the questions in the order of their branches.
-        looks: [questions, 2] for each the places of its last word and of the token before its answer.
+        looks: [questions, 2] the places of the word each asks for and of the token before its answer.
     """
 
     ids: Tensor
@@ -115,9 +117,8 @@ class Packer:
         branch, labels = [0] * len(ids), [-100] * len(ids)
         looks = []
         for number, question in enumerate(questions, start=1):
-            text = self._ids(question.text)
-            asked = text + self._turn
-            looks.append([len(ids) + len(text) - 1, len(ids) + len(asked) - 1])
+            asked = self._ids(question.text) + self._turn
+            looks.append([len(ids) + len(self._ids(asked_for(question.text))) - 1, len(ids) + len(asked) - 1])
             answer = self._ids(" " + question.answer) + self._end
             new = asked + answer[:-1]
             ids += new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import (
@@ -21,7 +21,7 @@ from transformers import (
 
 from .features import FEATURE_LAYER, MEAN, STD
 from .scene import GRID, PATCH, SIDE
-from .student import ADAPTED, ALPHA, RANK
+from .student import adapter_config
 from .workspace import Workspace
 
 IMAGE_TOKEN = "<image>"
@@ -68,8 +68,7 @@ def assemble(workspace: Workspace, trained: Path) -> tuple[LlavaForConditionalGe
     tokenizer = tokenizer_with_image(workspace)
     tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32)
     language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=torch.float32)
-    adapters = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=ADAPTED, task_type="CAUSAL_LM")
-    adapted = get_peft_model(language, adapters)
+    adapted = get_peft_model(language, adapter_config())
     set_peft_model_state_dict(adapted, load_file(trained / "adapters.safetensors"))
     merged = adapted.merge_and_unload()
     config = LlavaConfig(

@@ -19,8 +19,25 @@ from .projector import new_projector
 from .workspace import Workspace
 
 RANK = 8
-ALPHA = 16
+LOOKING_RANK = 32
+"""Rank of queries and keys in the layers that find things: 140 nouns don't fit into eight dimensions."""
+
+LOOKING = r"layers\.([2-9]|1[0-8])\.self_attn\.[qk]_proj"
+"""The weights that get it."""
+
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapter_config() -> LoraConfig:
+    """What is adapted, and how strongly."""
+    return LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        rank_pattern={LOOKING: LOOKING_RANK},
+        alpha_pattern={LOOKING: 2 * LOOKING_RANK},
+        target_modules=ADAPTED,
+        task_type="CAUSAL_LM",
+    )
 
 
 class Student(nn.Module):
@@ -37,8 +54,7 @@ class Student(nn.Module):
         language = AutoModelForCausalLM.from_pretrained(
             workspace.language, dtype=torch.bfloat16, attn_implementation="eager"
         )
-        config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=ADAPTED, task_type="CAUSAL_LM")
-        self.language = get_peft_model(language, config, autocast_adapter_dtype=False)
+        self.language = get_peft_model(language, adapter_config(), autocast_adapter_dtype=False)
         self.projector = new_projector(torch.randn(8, 384))
         self.packer = Packer(AutoTokenizer.from_pretrained(workspace.language))
         self.embeddings = language.get_input_embeddings()
@@ -92,7 +108,7 @@ class Student(nn.Module):
         share = torch.ones_like(token_loss) / torch.bincount(branch)[branch]
         loss = (token_loss * share).sum() / len(packed.questions)
         if guided > 0:
-            loss = loss + guided * guidance(attentions, packed, asked)
+            loss = loss + guided * guidance(attentions, packed.looks, packed.visual, asked)
         return loss, answered(packed, logits.argmax(dim=-1) == wanted, branch)
 
     def adapters(self) -> list[nn.Parameter]:

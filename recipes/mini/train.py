@@ -21,7 +21,7 @@ from flowcut.tasks import TaskQuestion as Question
 from .align import projector_path
 from .alignment import DenseAlignment, halve_targets, targets
 from .dialogue import halved_positions
-from .features import ScenePicture, halve, read_shard, shards
+from .features import SHARD, ScenePicture, halve, read_shard, shards
 from .guidance import asked_patches
 from .questions import ask
 from .scene import GRID
@@ -224,7 +224,7 @@ def _scenes(workspace: Workspace, stage: Stage, done: int) -> Iterator[ScenePict
     left = stage.scenes - done
     while left:
         known = shards(workspace, "train")
-        shard, offset = divmod(number % (len(known) * 64), 64)
+        shard, offset = divmod(number % (len(known) * SHARD), SHARD)
         for picture in list(read_shard(workspace, "train", known[shard]))[offset : offset + left]:
             yield picture
             number, left = number + 1, left - 1
