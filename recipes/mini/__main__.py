@@ -96,10 +96,12 @@ def train_command(
     halved: Annotated[bool, typer.Option(help="144 averaged visual tokens instead of all 576.")] = False,
     first: Annotated[int, typer.Option(help="Index of the first scene.")] = 0,
     start_from: Annotated[Path | None, typer.Option(help="Folder with weights to go on from.")] = None,
-    adapter_rate: float = 1e-3,
-    projector_rate: float = 2e-4,
-    final_share: float = 0.3,
-    accumulate: int = 2,
+    few: Annotated[bool, typer.Option(help="Ask about a dozen questions for each picture.")] = False,
+    guided: Annotated[float, typer.Option(help="Weight of the loss on guided heads; 0 for none.")] = 0.5,
+    adapter_rate: float = 5e-4,
+    projector_rate: Annotated[float, typer.Option(help="0 keeps the projector as it is.")] = 0.0,
+    final_share: Annotated[float, typer.Option(help="Learning rate at the end, as a share.")] = 0.3,
+    accumulate: Annotated[int, typer.Option(min=1, help="Dialogues for each update.")] = 1,
     seed: int = 0,
     root: Root = DEFAULT_ROOT,
     threads: Threads = 2,
@@ -107,7 +109,17 @@ def train_command(
     """Second phase: projector and adapters on packed dialogues; goes on where it was interrupted."""
     torch.set_num_threads(threads)
     stage = train.Stage(
-        name, scenes, halved, first, accumulate, adapter_rate, projector_rate, final_share, seed
+        name,
+        scenes,
+        halved,
+        first=first,
+        accumulate=accumulate,
+        adapter_rate=adapter_rate,
+        projector_rate=projector_rate,
+        final_share=final_share,
+        seed=seed,
+        few=few,
+        guided=guided,
     )
     with _bar() as bar:
         task = bar.add_task(name, total=scenes)

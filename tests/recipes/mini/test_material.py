@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from recipes.mini.material import Material
 from recipes.mini.vocabulary import nouns, plural, with_article
@@ -25,7 +26,6 @@ def test_held_out_cutouts_are_never_trained_on() -> None:
 def test_new_instances_show_only_held_out_cutouts(material: Material, monkeypatch) -> None:
     shown: list[str] = []
     read = "recipes.mini.material._read_cutout"
-    from PIL import Image
 
     def record(path):
         shown.append(str(path))
