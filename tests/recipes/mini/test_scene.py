@@ -1,0 +1,60 @@
+"""The renderer knows what every patch shows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recipes.mini.render import SPLIT_SEEDS, render, scene_seed
+from recipes.mini.scene import BACKGROUND, GRID, Item, Scene, patches_of
+
+
+def test_owner_is_the_item_that_fills_most_of_a_patch() -> None:
+    pixels = np.full((336, 336), -1, np.int16)
+    pixels[:14, :10] = 0  # 71% of the first patch
+    pixels[:14, 10:14] = 1  # 29% of it
+    pixels[14:16, :14] = 1  # 14% of the patch below
+    owner, touched = patches_of(pixels, 2)
+    assert owner[0, 0] == 0
+    assert owner[1, 0] == BACKGROUND
+    assert touched[:, 0, 0].tolist() == [True, True]
+    assert touched[:, 1, 0].tolist() == [False, True]
+    assert (owner == BACKGROUND).sum() == GRID * GRID - 1
+
+
+def test_position_names_follow_the_centre() -> None:
+    assert Item("noun", "dog", "", (10, 10), (5, 5)).position == "top left"
+    assert Item("noun", "dog", "", (168, 168), (5, 5)).position == "middle"
+    assert Item("noun", "dog", "", (330, 120), (5, 5)).position == "right"
+    assert Item("noun", "dog", "", (168, 168), (5, 5)).margin == 56
+    assert Item("noun", "dog", "", (120, 300), (5, 5)).margin == 8
+
+
+def test_json_round_trip(material) -> None:
+    _, scene = render(material, "train", 3)
+    again = Scene.from_json(scene.to_json())
+    assert again.items == scene.items
+    assert np.array_equal(again.owner, scene.owner)
+    assert np.array_equal(again.touched, scene.touched)
+
+
+def test_same_seed_same_picture(material) -> None:
+    first, again = render(material, "test", 5), render(material, "test", 5)
+    assert np.array_equal(np.asarray(first[0]), np.asarray(again[0]))
+    assert first[1].items == again[1].items
+
+
+def test_splits_share_no_scene(material) -> None:
+    seeds = {scene_seed(split, index) for split in SPLIT_SEEDS for index in range(50)}
+    assert len(seeds) == 50 * len(SPLIT_SEEDS)
+    pictures = {np.asarray(render(material, split, i)[0]).tobytes() for split in SPLIT_SEEDS for i in range(6)}
+    assert len(pictures) == 6 * len(SPLIT_SEEDS)
+
+
+def test_foreground_ranges_from_specks_to_close_ups(material) -> None:
+    scenes = [render(material, "train", index)[1] for index in range(80)]
+    cover = [float((scene.owner != BACKGROUND).mean()) for scene in scenes]
+    assert min(cover) < 0.06
+    assert max(cover) > 0.6
+    counts = {len(scene.items) for scene in scenes}
+    assert min(counts) == 1
+    assert max(counts) >= 8
