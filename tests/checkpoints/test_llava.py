@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def test_tower_weights_from_their_own_checkpoint(folder: Path, expected: torch.T
     tower.load_state_dict(short)
     tower.save_pretrained(folder / "elsewhere")
     assert torch.equal(logits_of(reload(folder, vision_tower=folder / "elsewhere")), expected)
+
+
+def test_tower_described_in_the_config_itself(folder: Path, expected: torch.Tensor) -> None:
+    tower = json.loads((folder / "tower" / "config.json").read_text())
+    shutil.rmtree(folder / "tower")
+    change_config(folder, mm_vision_tower="openai/clip-vit-large-patch14-336", vision_config=tower)
+    assert torch.equal(logits_of(reload(folder)), expected)
 
 
 def test_dtype(folder: Path) -> None:

@@ -82,7 +82,7 @@ def load_llava(
     Args:
         path_or_id: folder or hub id with ``config.json`` and weights (safetensors or ``.bin``, sharded or not).
         vision_tower: overrides ``mm_vision_tower``: a folder, a hub id, or the tower's config where its weights
-            lie in the checkpoint.
+            lie in the checkpoint. A ``vision_config`` in ``config.json`` does the same as the latter.
         dtype: of the model; by default that of the checkpoint's weights.
 
     Returns:
@@ -173,6 +173,9 @@ def read_tower_config(
     """The vision tower's config, and where its weights come from if they are not in the checkpoint."""
     if isinstance(vision_tower, PreTrainedConfig):
         return vision_tower, None
+    if vision_tower is None and isinstance(original.get("vision_config"), dict):
+        described = dict(original["vision_config"])
+        return AutoConfig.for_model(described.pop("model_type", "clip_vision_model"), **described), None
     named = vision_tower or original.get("mm_vision_tower")
     if named is None:
         raise ValueError(f"{folder / 'config.json'} names no mm_vision_tower; pass vision_tower=FOLDER_OR_HUB_ID.")
@@ -197,7 +200,7 @@ def convert_config(
     ours = {
         key: value
         for key, value in original.items()
-        if not key.startswith(("mm_", "image_", "_")) and key not in ("model_type", "architectures")
+        if not key.startswith(("mm_", "image_", "_")) and key not in ("model_type", "architectures", "vision_config")
     }
     if tokenizer is not None:
         ours["vocab_size"] = max(original["vocab_size"], len(tokenizer))
