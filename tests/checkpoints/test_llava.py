@@ -163,3 +163,18 @@ def test_missing_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no weights"):
         load_llava(folder)
+
+
+@torch.no_grad()
+def test_llava_next_with_its_processor(tmp_path: Path) -> None:
+    golden.write_checkpoint("llava_next", tmp_path)
+    write_tokenizer(tmp_path)
+    model, processor = load_llava(tmp_path)
+    assert processor is not None and type(model).__name__ == "LlavaNextForConditionalGeneration"
+    picture = Image.new("RGB", (200, 150), "white")
+    inputs = processor(images=picture, text="USER: <image> what is this ASSISTANT:", return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 5, 3, 96, 96) and inputs["image_sizes"].tolist() == [[150, 200]]
+    with attach(model, FlowCut(target_num=32)) as handle:
+        answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert handle.trace.images[0].target == 32
+    assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
