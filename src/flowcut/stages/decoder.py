@@ -61,13 +61,8 @@ class Stretch:
         columns = self.cut.columns().masked_fill(self.new_mask == 0, -1)
         return columns.masked_fill(columns >= length, -1).argmax(dim=1)
 
-    def next(self, before: CacheState, keep: Tensor | None, compact: bool) -> Stretch:
-        """The stretch behind a cut that keeps the columns ``keep`` ``[B, S]`` of this one; ``None`` keeps all."""
-        if keep is None:
-            keep = torch.ones_like(self.cut.real)
-            chosen = all_columns(keep)
-        else:
-            chosen = keep_columns(keep, self.new_mask)
+    def next(self, before: CacheState, keep: Tensor, chosen: ColumnCut, compact: bool) -> Stretch:
+        """The stretch behind a cut that keeps the columns ``keep`` ``[B, S]`` of this one, as ``chosen`` plans it."""
         dropped = ~keep
         return Stretch(
             before=before,
@@ -127,10 +122,12 @@ class DecoderPass:
                     )
                 )
         before = self.states[number + 1] if len(self.states) > number + 1 else self.states[0]
-        following = stretch.next(before, keep, self.compact)
-        if keep is not None:
-            self.choices[layer] = keep_columns(keep, stretch.new_mask)
-        self.stretches.append(following)
+        if keep is None:
+            keep = torch.ones_like(stretch.cut.real)
+            chosen = all_columns(keep)
+        else:
+            chosen = self.choices[layer] = keep_columns(keep, stretch.new_mask)
+        self.stretches.append(stretch.next(before, keep, chosen, self.compact))
         return mask
 
     def narrowing(self, layer: int) -> None:
