@@ -2,12 +2,15 @@
 
 Between two cuts lies a *stretch* of decoder layers that all see the same columns. transformers builds mask, rotary
 embedding and positions once for all layers; here every stretch behind a cut gets its own, in the prefill and in every
-later step, and the cache of its layers stays as short as its columns.
+later step, and the cache of its layers stays as short as its columns. Features that a model adds to its first
+layers' visual tokens (DeepStack) are reduced to the tokens that are left there.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +26,7 @@ from ..models.base import ModelParts
 from .attention import PASS_KEYWORD, Observation
 from .cache import CacheState
 from .columns import ColumnCut, all_columns, keep_columns, shifted_positions
+from .overrides import Override
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,14 @@ class DecoderStage:
         attentions = [parts.decoder_layers[layer].get_submodule("self_attn") for layer in self.layers]
         self.observation = Observation(attentions, self.layers) if attentions else None
         self.handles = []
+        self.overrides = []
+        if attentions and parts.injection is not None:
+            model = parts.language_model
+            self.handles += [
+                model.register_forward_pre_hook(enter_model, with_kwargs=True),
+                model.register_forward_hook(leave_model, always_call=True),
+            ]
+            self.overrides.append(Override(model, parts.injection, inject))
         if attentions:
             for index, layer in enumerate(parts.decoder_layers):
                 self.handles.append(
@@ -212,6 +224,8 @@ class DecoderStage:
         """Take every hook off again."""
         for handle in self.handles:
             handle.remove()
+        for override in self.overrides:
+            override.close()
         if self.observation is not None:
             self.observation.close()
 
@@ -233,6 +247,38 @@ class DecoderStage:
     ) -> Any:
         current: DecoderPass | None = kwargs.get(PASS_KEYWORD)
         return None if current is None else current.cut(index, output)
+
+
+_running: ContextVar[DecoderPass | None] = ContextVar("flowcut_decoder_pass", default=None)
+"""The pass whose language model is running in this thread, where it injects features between its layers."""
+
+
+def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Pre-hook of a language model that injects features."""
+    _running.set(kwargs.get(PASS_KEYWORD))
+
+
+def leave_model(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Hook behind it, also after an error."""
+    _running.set(None)
+
+
+def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+    """The model's injection, for the visual tokens that the cuts so far left.
+
+    Args:
+        original: the model's own.
+        hidden: ``[B, S, width]`` behind the last layer that ran.
+        visual: boolean ``[B, L]``, the visual tokens that entered the language model.
+        features: ``[visual tokens, width]``, one for each.
+    """
+    current = _running.get()
+    if current is not None and current.choices:
+        number = (visual.flatten().cumsum(0) - 1).view_as(visual)
+        for chosen in current.choices.values():
+            number, visual = chosen.take(number), chosen.take(visual)
+        features = features[number[visual].to(features.device)]
+    return original(hidden, visual, features)
 
 
 def check_layers(layers: tuple[int, ...], depth: int) -> None:
