@@ -141,8 +141,15 @@ def check_budget(target_num: object, retain_ratio: object) -> None:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method:
     """Base of every method.
+
+    Class attributes:
+        requires_cls: whether it cannot do without a CLS token.
+        reads_text: whether the choice depends on the text.
+        cuts_tower: whether it cuts inside the vision tower; otherwise the language model gets all visual tokens.
+        ranks_ahead: whether a cut behind a decoder layer is chosen from q, k, v that the *next* layer computes of all
+            tokens, instead of that layer's own.
 
     Attributes:
         target_num: visual tokens of each image that reach the language model.
@@ -157,6 +164,9 @@ class Method(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     requires_cls: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+    cuts_tower: ClassVar[bool] = True
+    ranks_ahead: ClassVar[bool] = False
 
     target_num: int | None = None
     retain_ratio: float | None = None
@@ -213,6 +223,6 @@ class Method(ABC):
         """Whether a tower that merges patches into visual tokens is cut by whole groups, or patch by patch."""
         return True
 
-    @abstractmethod
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
-        """The policy for one pass; called only where there is something to cut."""
+        """The policy for one pass; called only where there is something to cut in the tower."""
+        raise TypeError(f"{type(self).__name__} says that it cuts inside the vision tower but has no vision_policy.")

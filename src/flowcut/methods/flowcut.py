@@ -12,6 +12,7 @@ from .. import flow, schedule
 from ..errors import NonFiniteError
 from ..selection import gather_tokens, top_in_order
 from .base import DecoderPolicy, DecoderView, LayerView, Method, Selection, TowerPass, VisionPolicy
+from .ranking import keep_best
 
 
 @dataclass(frozen=True)
@@ -124,23 +125,7 @@ class FlowCutDecoderPolicy(DecoderPolicy):
     """The second cut: every image is cut to its budget, scored by the last token of its sample."""
 
     def select(self, view: DecoderView) -> Tensor:
-        keep = torch.ones_like(view.real)
-        for row in range(len(keep)):
-            for image in sorted(set(view.image[row].tolist()) - {-1}):
-                columns = (view.image[row] == image).nonzero()[:, 0]
-                target = view.targets[image]
-                if len(columns) <= target:
-                    continue
-                importance = self.importance(view, row, columns)
-                if not bool(torch.isfinite(importance).all()):
-                    raise NonFiniteError(
-                        f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
-                        "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
-                    )
-                chosen = top_in_order(importance, [target])
-                keep[row, columns] = False
-                keep[row, columns[chosen[0]]] = True
-        return keep
+        return keep_best(view, self.importance, view.targets)
 
     @staticmethod
     def importance(view: DecoderView, row: int, columns: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 Between two cuts lies a *stretch* of decoder layers that all see the same columns. transformers builds mask, rotary
 embedding and positions once for all layers; here every stretch behind a cut gets its own, in the prefill and in every
-later step, and the cache of its layers stays as short as its columns. Features that a model adds to its first
-layers' visual tokens (DeepStack) are reduced to the tokens that are left there.
+later step, and the cache of its layers stays as short as its columns. A method that ranks ahead chooses by what the
+attention behind the cut computes of all columns: that layer's projections then run once more, for the ranking alone.
+Features that a model adds to its first layers' visual tokens (DeepStack) are reduced to the tokens left there.
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Stretch:
         )
 
 
+class Ranked(Exception):
+    """Ends a call of an attention module that served the ranking alone."""
+
+
 class DecoderPass:
     """One forward pass through the language model."""
 
@@ -100,6 +105,7 @@ class DecoderPass:
         self.states = states
         self.stretches = [first]
         self.choices: dict[int, ColumnCut] = {}
+        self._ranking = False
         self._arguments: dict[tuple[int, str], dict[str, Any]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
@@ -125,6 +131,15 @@ class DecoderPass:
                         targets=self.targets,
                     )
                 )
+        self._go_on(layer, keep)
+        if self._ranking:
+            raise Ranked
+        return mask
+
+    def _go_on(self, layer: int, keep: Tensor | None) -> None:
+        """Begin the stretch behind ``layer`` with the columns ``keep`` ``[B, S]``, or with all."""
+        number = self.layers.index(layer)
+        stretch = self.stretches[number]
         before = self.states[number + 1] if len(self.states) > number + 1 else self.states[0]
         if keep is None:
             keep = torch.ones_like(stretch.cut.real)
@@ -132,7 +147,35 @@ class DecoderPass:
         else:
             chosen = self.choices[layer] = keep_columns(keep, stretch.new_mask)
         self.stretches.append(stretch.next(before, keep, chosen, self.compact))
-        return mask
+
+    def rank_ahead(self, layer: int, following: nn.Module, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+        """Cut behind ``layer`` by what the layer ``following`` it computes of all columns.
+
+        Args:
+            hidden: ``[B, S, width]``, output of ``layer``.
+            given: the arguments that ``following`` was called with.
+
+        Returns:
+            The hidden states that go on.
+        """
+        if len(self.stretches) == self.layers.index(layer) + 1:
+            if self.policy is None:
+                self._go_on(layer, None)
+            else:
+                model: Any = following
+                changed = self.arguments(layer, hidden) if layer > self.layers[0] else {}
+                self._ranking = True
+                try:
+                    with torch.no_grad():
+                        states = model.input_layernorm(hidden)
+                        model.self_attn(
+                            hidden_states=states, **{**given, **changed, "past_key_values": None, PASS_KEYWORD: self}
+                        )
+                except Ranked:
+                    pass
+                finally:
+                    self._ranking = False
+        return self.cut(layer, hidden)
 
     def narrowing(self, layer: int) -> None:
         """Every token's attention is needed: the cut comes behind the layer."""
@@ -197,7 +240,8 @@ class DecoderStage:
         self.method = method
         self.layers = method.decoder_layers(parts.second_cut)
         check_layers(self.layers, len(parts.decoder_layers))
-        attentions = [parts.decoder_layers[layer].get_submodule("self_attn") for layer in self.layers]
+        ahead = 1 if method.ranks_ahead else 0
+        attentions = [parts.decoder_layers[layer + ahead].get_submodule("self_attn") for layer in self.layers]
         self.observation = Observation(attentions, self.layers) if attentions else None
         self.handles = []
         self.overrides = []
@@ -213,7 +257,7 @@ class DecoderStage:
                 self.handles.append(
                     layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True)
                 )
-            for index in self.layers:
+            for index in () if method.ranks_ahead else self.layers:
                 self.handles.append(
                     parts.decoder_layers[index].register_forward_hook(
                         partial(self._after_layer, index), prepend=True, with_kwargs=True
@@ -234,12 +278,17 @@ class DecoderStage:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         current: DecoderPass | None = kwargs.get(PASS_KEYWORD)
         kwargs = dict(kwargs)
-        if index not in self.layers:
+        observed = index - 1 if self.method.ranks_ahead else index
+        if observed not in self.layers:
             kwargs.pop(PASS_KEYWORD, None)
         elif self.observation is not None:
             self.observation.refresh()
         if current is not None and index > self.layers[0]:
-            kwargs.update(current.arguments(index, args[0] if args else kwargs["hidden_states"]))
+            hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
+            if self.method.ranks_ahead and observed in self.layers:
+                hidden = current.rank_ahead(observed, module, hidden, kwargs)
+            args = (hidden, *args[1:])
+            kwargs.update(current.arguments(index, hidden))
         return args, kwargs
 
     def _after_layer(

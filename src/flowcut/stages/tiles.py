@@ -48,7 +48,7 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
     """
     available = len(layout.tokens)
     tokens = method.tokens_to_keep(available)
-    if tokens == available:
+    if tokens == available or not method.cuts_tower:
         return TilePlan(layout, (patches,) * layout.tiles, tokens)
     if layout.blocked:
         raise UnsupportedModelError(layout.blocked)
