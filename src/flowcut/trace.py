@@ -169,6 +169,25 @@ class SequenceTrace:
         """``[B, past + L]``, 1 for the real tokens entering the language model."""
         return self.stretches[0].attended
 
+    def patches_at_the_end(self, image: int) -> Tensor:
+        """The patches of an image that the last decoder layer still sees, into its ``grid`` (row-major), sorted.
+
+        Args:
+            image: number of the image in :attr:`Trace.images`.
+
+        Returns:
+            int64 ``[K]``; tokens that are no patches (CLS, separators) are left out.
+        """
+        first, last = self.stretches[0], self.stretches[-1]
+        row = int((first.image == image).any(dim=1).nonzero()[0, 0])
+        entered = first.cut.columns()[row][first.image[row] == image]
+        left = last.cut.columns()[row][last.image[row] == image]
+        number = image - sum(len(images) for images in self.images_of[:row])
+        trace = self.images_of[row][number]
+        placeholders = trace.placeholder_kept.nonzero()[:, 0].to(entered.device)[torch.isin(entered, left)]
+        tokens = trace.layout.tokens.to(placeholders.device)[placeholders]
+        return tokens[tokens >= 0].sort().values
+
     @cached_property
     def layers_of_stretch(self) -> list[int]:
         """How many decoder layers each stretch has."""
