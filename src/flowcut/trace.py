@@ -82,13 +82,24 @@ class ImageTrace:
 
     @property
     def patches(self) -> int:
-        """Patches of the uncut image, over all tiles."""
-        return sum(tile.patches for tile in self.tiles)
+        """Patches of the uncut image, over all tiles; where its patches are pooled, the pooled tokens."""
+        return sum(self._per_tile)
+
+    @property
+    def _per_tile(self) -> list[int]:
+        """Entries of the grid that every tile has."""
+        pooled = self.layout.pooled
+        return [tile.patches if pooled is None else len(pooled) for tile in self.tiles]
 
     @property
     def projected(self) -> int:
         """Tokens that the uncut model takes through its projector."""
-        return self.placeholders if self.layout.complete else self.patches
+        return self.placeholders if self.layout.complete else sum(tile.patches for tile in self.tiles)
+
+    @property
+    def projected_now(self) -> int:
+        """Tokens that went through the projector."""
+        return self.visual_tokens if self.layout.pooled is None else self.projected
 
     @property
     def placeholders(self) -> int:
@@ -102,12 +113,16 @@ class ImageTrace:
 
     @property
     def kept(self) -> Tensor:
-        """Indices of the patches that left the tower, into ``grid`` (row-major), sorted; int64 ``[K]``."""
+        """Indices of the patches (or groups, or pooled tokens) that stay, into ``grid``, sorted; int64 ``[K]``."""
+        if self.layout.pooled is not None:
+            return self.placeholder_kept[: self.patches].nonzero()[:, 0]
         return self._flat([tile.kept for tile in self.tiles])
 
     @property
     def kept_after_layer(self) -> dict[int, Tensor]:
         """The patches alive after each layer that cut (all of a tile that did not cut there), by layer."""
+        if self.layout.pooled is not None:
+            return {} if self.whole else {self.tiles[0].layers_run - 1: self.kept}
         alive = [torch.arange(tile.patches, device=tile.kept.device) for tile in self.tiles]
         after: dict[int, Tensor] = {}
         for layer in sorted({layer for tile in self.tiles for layer in tile.kept_after_layer}):
@@ -232,7 +247,7 @@ class SequenceTrace:
                     for image in images
                     for tile in image.tiles
                 ),
-                projector=sum(self.costs.projector(image.visual_tokens) for image in images),
+                projector=sum(self.costs.projector(image.projected_now) for image in images),
                 prefill=sum(
                     self.costs.decoder(layers, tokens)
                     for layers, tokens in zip(self.layers_of_stretch, per_stretch, strict=True)

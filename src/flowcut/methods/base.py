@@ -26,6 +26,7 @@ class TowerPass:
         feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
         device: where the activations live.
         frames: rows of each video, which share its budget; empty for images.
+        ranks: whether nothing is cut in the tower, and patches are only ranked, for :meth:`VisionPolicy.choose_pooled`.
         packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
             are then groups of them where :meth:`Method.cuts_groups` says so.
     """
@@ -35,6 +36,7 @@ class TowerPass:
     feature_layer: int
     device: torch.device
     frames: tuple[int, ...] = ()
+    ranks: bool = False
     packed: bool = False
 
 
@@ -84,6 +86,17 @@ class VisionPolicy(ABC):
     @abstractmethod
     def select(self, layer: int) -> Selection | None:
         """The patches that go on after ``layer``, or ``None`` where this layer cuts nothing."""
+
+    def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
+        """The tokens that stay, where patches are pooled behind the tower and it stays whole.
+
+        Called behind the last layer, if :attr:`Method.ranks_pooled`.
+
+        Args:
+            weights: float ``[tokens, patches]``, the weight of every patch in every pooled token of a row.
+            targets: how many tokens of each row stay.
+        """
+        raise TypeError(f"{type(self).__name__} does not rank pooled tokens.")
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,7 @@ class Method:
     reads_text: ClassVar[bool] = False
     cuts_tower: ClassVar[bool] = True
     ranks_ahead: ClassVar[bool] = False
+    ranks_pooled: ClassVar[bool] = False
 
     target_num: int | None = None
     retain_ratio: float | None = None
