@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attaching import Handle, attach, detach, flowcut
     from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-    from .methods import METHODS, FastV, FlowCut, Method, PyramidDrop
+    from .methods import METHODS, FastV, FlowCut, Method, PyramidDrop, SparseVLM
     from .trace import ImageTrace, SequenceTrace, Trace
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "NotAppliedError",
     "PyramidDrop",
     "SequenceTrace",
+    "SparseVLM",
     "Trace",
     "UnsupportedModelError",
     "attach",
@@ -33,7 +34,7 @@ __all__ = [
 _HOMES = {
     "attaching": ("Handle", "attach", "detach", "flowcut"),
     "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
-    "methods": ("METHODS", "FastV", "FlowCut", "Method", "PyramidDrop"),
+    "methods": ("METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "SparseVLM"),
     "trace": ("ImageTrace", "SequenceTrace", "Trace"),
 }
 

@@ -15,7 +15,7 @@ from .counting import Flops, ModelCosts
 
 if TYPE_CHECKING:
     from .models.base import ImageLayout
-    from .stages.decoder import Stretch
+    from .stages.decoder_pass import Stretch
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,15 @@ class SequenceTrace:
         placeholders = trace.placeholder_kept.nonzero()[:, 0].to(entered.device)[torch.isin(entered, left)]
         tokens = trace.layout.tokens.to(placeholders.device)[placeholders]
         return tokens[tokens >= 0].sort().values
+
+    @property
+    def recycled_tokens(self) -> tuple[int, ...]:
+        """Per sample, the tokens that are means of cut ones (SparseVLM), over all cuts inside the language model."""
+        counts = [0] * len(self.images_of)
+        for stretch in self.stretches:
+            for merged in stretch.recycled:
+                counts[merged.row] += len(merged.places)
+        return tuple(counts)
 
     @cached_property
     def layers_of_stretch(self) -> list[int]:

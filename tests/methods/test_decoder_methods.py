@@ -1,4 +1,4 @@
-"""FastV and PyramidDrop: what they keep, against the attention maps of the uncut model."""
+"""FastV, PyramidDrop and SparseVLM: what they keep, against the attention maps of the uncut model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from families import check_detach, check_loss, text_config
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from flowcut import FastV, Method, PyramidDrop, attach
+from flowcut import FastV, Method, PyramidDrop, SparseVLM, attach
 from flowcut.methods.pyramiddrop import tokens_after
 
 TARGET = 7
 METHODS: dict[str, Method] = {
     "fastv": FastV(target_num=TARGET),
     "pyramiddrop": PyramidDrop(target_num=TARGET, layers=(1, 3)),
+    "sparsevlm": SparseVLM(target_num=TARGET, layers=(0, 1, 2)),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fastv": {},
+    "pyramiddrop": {"layers": (1, 3)},
+    "sparsevlm": {"layers": (0, 1, 2)},
 }
 
 
@@ -102,7 +108,7 @@ def test_batches_budgets_and_detaching(name: str) -> None:
     check_loss(model, inputs, method)
     with torch.no_grad():
         expected = model(**inputs).logits
-        with attach(model, type(method)(retain_ratio=1.0, **({} if name == "fastv" else {"layers": (1, 3)}))):
+        with attach(model, type(method)(retain_ratio=1.0, **OPTIONS[name])):
             torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=0)
 
 
@@ -111,8 +117,7 @@ def test_batches_budgets_and_detaching(name: str) -> None:
 @torch.no_grad()
 def test_a_batch_gives_what_single_runs_give(name: str, positions: str) -> None:
     model = deep_model()
-    options: dict[str, Any] = {"layers": 2} if name == "fastv" else {"layers": (1, 3)}
-    method = type(METHODS[name])(target_num=TARGET, positions=positions, **options)  # type: ignore[arg-type]
+    method = type(METHODS[name])(target_num=TARGET, positions=positions, **OPTIONS[name])  # type: ignore[arg-type]
     generation: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [tiny.IMAGE_TOKEN]}
     with attach(model, method) as handle:
         singles, answers = [], []
@@ -126,7 +131,9 @@ def test_a_batch_gives_what_single_runs_give(name: str, positions: str) -> None:
         torch.testing.assert_close(model(**together).logits[:, -1], torch.stack(singles), rtol=1e-5, atol=1e-5)
         assert handle.trace.sequence is not None
         left = (handle.trace.sequence.stretches[-1].image >= 0).sum(dim=1).tolist()
-        assert left == [TARGET, 2 * TARGET, 0, TARGET]
+        if name != "sparsevlm":
+            assert left == [TARGET, 2 * TARGET, 0, TARGET]
+        assert left[1] == 2 * left[0] == 2 * left[3] and 0 < left[0] < tiny.PATCHES and not left[2]
         assert model.generate(**together, **generation)[:, -5:].tolist() == answers
         beams = model.generate(**together, **generation, num_beams=2)
         inputs = {**tiny.batch([samples()[0]["input_ids"]]), "pixel_values": samples()[0]["pixel_values"]}
@@ -148,7 +155,9 @@ def test_on_packed_towers(family: str, name: str) -> None:
         model(**inputs)
         assert handle.trace.sequence is not None
         left = (handle.trace.sequence.stretches[-1].image >= 0).sum(dim=1).tolist()
-    assert left == [TARGET, 2 * TARGET, 0, 2 * TARGET]
+    if name != "sparsevlm":
+        assert left == [TARGET, 2 * TARGET, 0, 2 * TARGET]
+    assert 0 < left[0] < 24 and not left[2]
     assert all(len(image.kept) == image.patches for image in handle.trace.images)
 
 

@@ -6,10 +6,11 @@ from .base import Method
 from .fastv import FastV
 from .flowcut import FlowCut
 from .pyramiddrop import PyramidDrop
+from .sparsevlm import SparseVLM
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FlowCut, FastV, PyramidDrop)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FlowCut, FastV, PyramidDrop, SparseVLM)}
 
-__all__ = ["METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "make_method"]
+__all__ = ["METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "SparseVLM", "make_method"]
 
 
 def make_method(name: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:
