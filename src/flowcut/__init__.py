@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attaching import Handle, attach, detach, flowcut
     from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-    from .methods import METHODS, FlowCut, Method
+    from .methods import METHODS, ClsAttention, DivPrune, FlowCut, Method, Random, Uniform, VisionZip
     from .trace import ImageTrace, SequenceTrace, Trace
 
 __all__ = [
     "METHODS",
+    "ClsAttention",
+    "DivPrune",
     "FlowCut",
     "FlowCutError",
     "Handle",
@@ -20,9 +22,12 @@ __all__ = [
     "Method",
     "NonFiniteError",
     "NotAppliedError",
+    "Random",
     "SequenceTrace",
     "Trace",
+    "Uniform",
     "UnsupportedModelError",
+    "VisionZip",
     "attach",
     "detach",
     "flowcut",
@@ -31,7 +36,7 @@ __all__ = [
 _HOMES = {
     "attaching": ("Handle", "attach", "detach", "flowcut"),
     "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
-    "methods": ("METHODS", "FlowCut", "Method"),
+    "methods": ("METHODS", "ClsAttention", "DivPrune", "FlowCut", "Method", "Random", "Uniform", "VisionZip"),
     "trace": ("ImageTrace", "SequenceTrace", "Trace"),
 }
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from .base import Method
+from .cls_attention import ClsAttention
+from .divprune import DivPrune
 from .flowcut import FlowCut
+from .random import Random
+from .uniform import Uniform
+from .visionzip import VisionZip
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FlowCut,)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (FlowCut, VisionZip, DivPrune, ClsAttention, Random, Uniform)
+}
 
-__all__ = ["METHODS", "FlowCut", "Method", "make_method"]
+__all__ = [
+    "METHODS",
+    "ClsAttention",
+    "DivPrune",
+    "FlowCut",
+    "Method",
+    "Random",
+    "Uniform",
+    "VisionZip",
+    "make_method",
+]
 
 
 def make_method(name: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:

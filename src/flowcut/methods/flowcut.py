@@ -48,6 +48,7 @@ class FlowCut(Method):
 
     name: ClassVar[str] = "flowcut"
     summary: ClassVar[str] = "information flow to the global token, cut in every second vision layer"
+    stage: ClassVar[str] = "tower, decoder"
 
     history: float = 0.5
     cut_every: int | None = 2
