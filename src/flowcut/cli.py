@@ -245,7 +245,8 @@ def methods_command(
             {
                 "name": name,
                 "summary": method.summary,
-                "requires_cls": method.requires_cls,
+                "stage": method.stage,
+                "needs": [need for need, so in {"text": method.reads_text, "CLS": method.requires_cls}.items() if so],
                 "settings": settings,
             }
         )
