@@ -19,11 +19,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .compare import Comparison
     from .methods import Method
     from .run import Outcome, RunResult
 
 DEFAULT_TARGET = 64
 DEFAULT_MODEL = "flowcut-mini"
+DEMO_OVERLAY = Path("flowcut-demo.png")
 
 app = typer.Typer(
     name="flowcut",
@@ -118,27 +120,15 @@ def run_command(
         if target_num is None and retain_ratio is None:
             target_num = DEFAULT_TARGET
         chosen = make_method(method, target_num, retain_ratio)
-        show_run(
-            load_image(image),
-            str(image),
-            question,
-            chosen,
-            model,
-            overlay,
-            max_new_tokens,
-            repeats,
-            device,
-            dtype,
-            as_json,
-        )
+        picture = load_image(image)
+        limits = (max_new_tokens, repeats, device, dtype)
+        show_run(picture, str(image), question, chosen, model, overlay, *limits, as_json)
 
 
 @app.command("demo")
 def demo_command(
     target_num: Annotated[int, typer.Option(min=1, help="Visual tokens kept of the picture.")] = DEFAULT_TARGET,
-    overlay: Annotated[Path, typer.Option(help="Where to draw what was cut, layer by layer.")] = Path(
-        "flowcut-demo.png"
-    ),
+    overlay: Annotated[Path, typer.Option(help="Where to draw what was cut, layer by layer.")] = DEMO_OVERLAY,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Ask flowcut-mini about a picture that ships with flowcut; everything works offline."""
@@ -208,6 +198,71 @@ def prepare_mini(errors: Console) -> None:
         with errors.status("Starting ..."):
             from .checkpoints.mini import mini_folder
         mini_folder()
+
+
+@app.command("compare")
+def compare_command(
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(help="flowcut-mini, a folder or a hub id (in Hugging Face's or LLaVA's own format)."),
+    ] = DEFAULT_MODEL,
+    methods: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Names, separated by commas; all of `flowcut methods` if not given.", show_default=False),
+    ] = None,
+    target_num: Annotated[int, typer.Option(help="The budget of each, as it counts it.")] = DEFAULT_TARGET,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Draw what each method kept into this picture.", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each; the medians are shown.")] = 3,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="float32, bfloat16 or float16; by default bfloat16 on cuda, else float32.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Answer a question about an image with several methods, and show what each kept and cost."""
+    errors = Console(stderr=True)
+    with user_errors():
+        if model == DEFAULT_MODEL:
+            prepare_mini(errors)
+        with errors.status("Starting ...") as status, quiet_libraries(errors):
+            from .compare import compare
+            from .loading import load_image, load_model
+            from .methods import METHODS, make_method
+            from .picture import check_path, save_comparison, seen_pixels
+
+            names = list(METHODS) if methods is None else [name.strip() for name in methods.split(",")]
+            chosen = [make_method(name, target_num) for name in dict.fromkeys(names)]
+            picture = load_image(image)
+            if output is not None:
+                check_path(output)
+            status.update(f"Loading {escape(model)} ...")
+            loaded = load_model(model, device, dtype)
+            status.update(f"Answering {(len(chosen) + 1) * (repeats + 1)} times ...")
+            result = compare(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
+            if output is not None:
+                status.update("Drawing ...")
+                image_processor = loaded.processor.image_processor
+                pixels = seen_pixels(result.pixel_values, image_processor, picture, result.image)
+                save_comparison(output, pixels, result)
+        if as_json:
+            typer.echo(json.dumps({"model": model, "image": str(image), **result.as_dict()}))
+            return
+        print_comparison(Console(), result)
+        if output is not None:
+            Console(soft_wrap=True).print(f"Picture written to {escape(str(output))}")
 
 
 @app.command("models")
@@ -303,6 +358,35 @@ def print_result(console: Console, result: RunResult) -> None:
     console.print(table)
     before, after = result.uncut.seconds.prefill, result.cut.seconds.prefill
     console.print(f"Prefill: {before:.2f} s uncut, {after:.2f} s cut, [bold]{before / after:.1f} times as fast[/].")
+
+
+def print_comparison(console: Console, result: Comparison) -> None:
+    """Print the table of methods."""
+    console.print(f"[bold]{escape(result.question)}[/]")
+    table = Table(
+        caption=f"Tokens are visual tokens: into the language model / mean over its layers. Times are medians of "
+        f"{result.repeats} run(s); FLOPs (tower, projector, prefill) are counted."
+    )
+    table.add_column("")
+    table.add_column("answer", overflow="fold")
+    for heading in ("tokens", "kv entries", "FLOPs", "tower", "prefill", "decoding"):
+        table.add_column(heading, justify="right")
+    for name, side, refusal in [
+        ("uncut", result.uncut, ""),
+        *((row.method.name, row.outcome, row.refusal) for row in result.rows),
+    ]:
+        if side is None:
+            table.add_row(escape(name), f"[yellow]refused: {escape(refusal)}[/]")
+            continue
+        table.add_row(
+            escape(name),
+            escape(side.answer) or "[dim](no text)[/]",
+            f"{side.visual_tokens} / {amount(side.visual_tokens_mean, '')}",
+            amount(side.kv_entries, ""),
+            amount(side.flops.total, "FLOP"),
+            *(amount(time, "s") for time in (side.seconds.tower, side.seconds.prefill, side.seconds.decoding)),
+        )
+    console.print(table)
 
 
 def cost_rows(side: Outcome) -> list[list[tuple[str, float, str]]]:
