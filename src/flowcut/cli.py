@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_eval import eval_command
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -34,6 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command("eval")(eval_command)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -53,9 +54,9 @@ def load_mini(
         FlowCutError: the data package is not installed.
     """
     folder = mini_folder(progress=progress)
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    processor: LlavaProcessor = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
-    return model, processor
+    loader: Any = LlavaForConditionalGeneration
+    processors: Any = AutoProcessor
+    return loader.from_pretrained(folder, dtype=dtype).eval(), processors.from_pretrained(folder)
 
 
 def mini_folder(*, progress: Progress | None = None) -> Path:
@@ -128,7 +129,7 @@ def write_checkpoint(source: Path, target: Path, progress: Progress) -> None:
         training = json.loads((source / "training.json").read_text(encoding="utf-8"))
         merge_adapters(language, load_file(source / "adapters.safetensors"), float(training["alpha_over_rank"]))
         config = AutoConfig.from_pretrained(source)
-        model = LlavaForConditionalGeneration(config)
+        model: Any = LlavaForConditionalGeneration(config)
         model.model.vision_tower.load_state_dict(tower.state_dict())
         model.model.language_model.load_state_dict(language)
         projector = {name: value.float() for name, value in load_file(source / "projector.safetensors").items()}

@@ -49,7 +49,8 @@ def tower_from_weights(weights: Mapping[str, Tensor]) -> Dinov2Model:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
     )
-    model, report = Dinov2Model.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    loader: Any = Dinov2Model
+    model, report = loader.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise RuntimeError(f"These are not the expected weights of DINOv2-small; first differences: {wrong[:5]}")
