@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -46,8 +47,16 @@ def model_inputs(processor: Any, image: Image.Image, question: str) -> Any:
     Raises:
         ValueError: the question is empty.
     """
-    prompt = build_prompt(processor, question)
+    return many_inputs(processor, image, [question])
+
+
+def many_inputs(processor: Any, image: Image.Image, questions: Sequence[str]) -> Any:
+    """The same for several questions about one image: one sample each, padded on the left."""
+    prompts = [build_prompt(processor, question) for question in questions]
     begin = processor.tokenizer.bos_token
     # Some chat templates write the begin token themselves; the tokenizer would add a second one.
-    special = not (begin and prompt.startswith(begin))
-    return processor(images=image, text=prompt, return_tensors="pt", add_special_tokens=special)
+    special = not (begin and prompts[0].startswith(begin))
+    padding = {"padding": True, "padding_side": "left"} if len(prompts) > 1 else {}
+    images = [[image] for _ in prompts] if len(prompts) > 1 else image
+    text = prompts if len(prompts) > 1 else prompts[0]
+    return processor(images=images, text=text, return_tensors="pt", add_special_tokens=special, **padding)
