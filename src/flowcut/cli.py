@@ -69,7 +69,9 @@ def quiet_libraries(errors: Console) -> Iterator[None]:
 
 @app.command("run")
 def run_command(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    image: Annotated[
+        Path, typer.Argument(help="A picture (PNG, JPEG, ...) or a video (MP4, ...).", show_default=False)
+    ],
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     model: Annotated[
         str,
@@ -91,6 +93,7 @@ def run_command(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw what was cut, layer by layer, into this picture.", show_default=False),
     ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames taken of a video, at equal distances.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs; the medians are shown.")] = 3,
     device: Annotated[
@@ -106,19 +109,20 @@ def run_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Answer a question about an image with and without cutting, and show what each cost."""
+    """Answer a question about an image or a video with and without cutting, and show what each cost."""
     errors = Console(stderr=True)
     with user_errors():
         with errors.status("Starting ...") as status, quiet_libraries(errors):
+            from .clips import Clip, is_video, load_clip
             from .loading import load_image, load_model
             from .methods import make_method
-            from .picture import check_path, save_cuts, seen_pixels
+            from .picture import check_path, save_cuts, save_frames, seen_frames, seen_pixels
             from .run import run
 
             if target_num is None and retain_ratio is None:
                 target_num = DEFAULT_TARGET
             chosen = make_method(method, target_num, retain_ratio)
-            picture = load_image(image)
+            picture = load_clip(image, frames) if is_video(image) else load_image(image)
             if overlay is not None:
                 check_path(overlay)
             status.update(f"Loading {escape(model)} ...")
@@ -127,10 +131,13 @@ def run_command(
             result = run(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
             if overlay is not None:
                 status.update("Drawing ...")
-                image_processor = loaded.processor.image_processor
-                first = result.images[0]
-                pixels = seen_pixels(result.pixel_values, image_processor, picture, first)
-                save_cuts(overlay, pixels, first, overlay_header(result))
+                first, header = result.images[0], overlay_header(result)
+                if isinstance(picture, Clip):
+                    seen = seen_frames(result.pixel_values, loaded.processor.video_processor, picture, first)
+                    save_frames(overlay, seen, first, header)
+                else:
+                    pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, first)
+                    save_cuts(overlay, pixels, first, header)
         if as_json:
             report = {
                 "model": model,

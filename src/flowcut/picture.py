@@ -1,4 +1,4 @@
-"""The overlay: what was cut where, drawn over the image as the model saw it."""
+"""The overlay: what was cut where, drawn over the image, or over the frames of a video, as the model saw it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from .clips import Clip
 from .trace import ImageTrace
 
 Pixels = NDArray[np.float32]
+Panel = tuple[str, Pixels, NDArray[np.bool_] | None]
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 MAX_COLUMNS = 6
@@ -80,6 +82,25 @@ def seen_pixels(pixel_values: Tensor, image_processor: Any, image: Image.Image, 
     return restore_pixels(first if first.dim() == 3 else first[: len(trace.tiles)], image_processor)
 
 
+def seen_frames(pixel_values: Tensor, video_processor: Any, clip: Clip, trace: ImageTrace) -> list[Pixels]:
+    """The frames of a video as the model saw them, one for every time step of ``trace.grid``.
+
+    Args:
+        pixel_values: ``[videos, frames, 3, height, width]``, or rows of flattened patches (Qwen2-VL), which show whole
+            frames, only scaled; there two frames, of which this takes the first, make one time step.
+        video_processor: the processor's.
+        clip: the frames themselves.
+        trace: what happened to the video.
+    """
+    if pixel_values.dim() == 5:
+        return [restore_pixels(frame, video_processor) for frame in pixel_values[0]]
+    times, height, width = trace.grid
+    size = (width * PATCH_PIXELS, height * PATCH_PIXELS)
+    first = range(0, len(clip.frames), math.ceil(len(clip.frames) / times))
+    pictures = (Image.fromarray(clip.frames[number]).resize(size) for number in first)
+    return [np.asarray(picture, dtype=np.float32) / np.float32(255.0) for picture in pictures]
+
+
 def kept_grid(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
     """``[height, width]`` of the patch grid, true where a patch is kept; tiles stand side by side."""
     alive = np.zeros(math.prod(grid), dtype=bool)
@@ -123,9 +144,33 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
     Returns:
         A figure of its own; no global state of matplotlib is touched.
     """
-    panels: list[tuple[str, NDArray[np.bool_] | None]] = [(f"input · {trace.patches} patches", None)]
+    panels: list[Panel] = [(f"input · {trace.patches} patches", pixels, None)]
     for layer, kept in sorted(trace.kept_after_layer.items()):
-        panels.append((f"layer {layer} · {len(kept)} of {trace.patches} patches", kept_grid(kept, trace.grid)))
+        title = f"layer {layer} · {len(kept)} of {trace.patches} patches"
+        panels.append((title, pixels, kept_grid(kept, trace.grid)))
+    return draw_panels(panels, (trace.grid[-2], trace.patches // trace.grid[-2]), header)
+
+
+def draw_frames(frames: Sequence[Pixels], trace: ImageTrace, header: Sequence[str] = ()) -> Figure:
+    """One panel for every frame of a video, with the patches that stayed.
+
+    Args:
+        frames: the frames as the model saw them, see :func:`seen_frames`.
+        trace: what happened to the video; its grid is (time, height, width).
+        header: as in :func:`draw_cuts`.
+    """
+    alive = np.zeros(math.prod(trace.grid), dtype=bool)
+    alive[trace.kept.cpu().numpy()] = True
+    panels: list[Panel] = [
+        (f"frame {number} · {int(kept.sum())} of {kept.size} patches", pixels, kept)
+        for number, (pixels, kept) in enumerate(zip(frames, alive.reshape(trace.grid), strict=True))
+    ]
+    return draw_panels(panels, (trace.grid[1], trace.grid[2]), header)
+
+
+def draw_panels(panels: list[Panel], grid: tuple[int, int], header: Sequence[str]) -> Figure:
+    """Panels of one size in rows, under a header; ``grid`` is the (height, width) of each in patches."""
+    pixels = panels[0][1]
     rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     scale = PANEL_INCHES / max(pixels.shape[:2])
@@ -154,12 +199,12 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
             parse_math=False,
         )
     left = (width - row_width) / 2 if not lines else MARGIN_INCHES
-    for number, (title, alive) in enumerate(panels):
+    for number, (title, shown, alive) in enumerate(panels):
         row, column = divmod(number, columns)
         bottom = height - header_height - row * row_height - TITLE_INCHES - panel_height - MARGIN_INCHES / 2
         x = left + column * (panel_width + GAP_INCHES)
         axes = figure.add_axes((x / width, bottom / height, panel_width / width, panel_height / height), label=title)
-        draw_panel(axes, pixels, (trace.grid[-2], trace.patches // trace.grid[-2]), alive)
+        draw_panel(axes, shown, grid, alive)
         axes.set_title(title, fontsize=8, color=INK, pad=4)
     return figure
 
@@ -179,6 +224,12 @@ def wrapped(text: str, inches: float) -> list[str]:
     """``text`` in lines that fit into ``inches``, the last one shortened where there are too many."""
     columns = int(inches / CHARACTER_INCHES)
     return textwrap.wrap(text, columns, max_lines=HEADER_LINES, placeholder=" …") or [""]
+
+
+def save_frames(path: str | Path, frames: Sequence[Pixels], trace: ImageTrace, header: Sequence[str] = ()) -> None:
+    """Draw the overlay of one video into a file; see :func:`save_cuts` and :func:`draw_frames`."""
+    check_path(path)
+    draw_frames(frames, trace, header).savefig(path)
 
 
 def save_cuts(path: str | Path, pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> None:
