@@ -55,14 +55,8 @@ def tiny_model(name: str) -> Any:
         config = VideoLlavaConfig(vision_config=clip, text_config=text, **tokens)
         return families.build(VideoLlavaForConditionalGeneration, config, ("image_tower", "video_tower"))
     siglip = SiglipVisionConfig(**tiny.SHAPE, intermediate_size=64, vision_use_head=False)
-    pinpoints = [[SIDE, SIDE], [SIDE, 2 * SIDE]]
-    other = LlavaOnevisionConfig(
-        vision_config=siglip,
-        text_config=text,
-        **tokens,
-        image_grid_pinpoints=pinpoints,
-        vision_aspect_ratio="anyres_max_9",
-    )
+    tiles = {"image_grid_pinpoints": [[SIDE, SIDE], [SIDE, 2 * SIDE]], "vision_aspect_ratio": "anyres_max_9"}
+    other = LlavaOnevisionConfig(vision_config=siglip, text_config=text, **tokens, **tiles)
     return families.build(LlavaOnevisionForConditionalGeneration, other, ("vision_tower",))
 
 
