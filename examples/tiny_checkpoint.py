@@ -28,17 +28,16 @@ FAMILIES = ("llava", *tiny_video.NAMES)
 
 def main(
     folder: Path,
-    family: Annotated[
-        str, typer.Option(help=f"One of {', '.join(FAMILIES)}; all but the first take videos.")
-    ] = "llava",
+    family: Annotated[str, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = "llava",
 ) -> None:
     """Write the checkpoint into FOLDER."""
     if family not in FAMILIES:
         raise typer.BadParameter(f"{family!r} is none of {', '.join(FAMILIES)}.")
-    written = (
-        tiny_checkpoint.save_checkpoint(folder) if family == "llava" else tiny_video.save_checkpoint(folder, family)
-    )
-    print(f"wrote {written}")
+    if family == "llava":
+        tiny_checkpoint.save_checkpoint(folder)
+    else:
+        tiny_video.save_checkpoint(folder, family)
+    print(f"wrote {folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The overlay: what was cut where, drawn over the image, or over the frames of a video, as the model saw it."""
+"""The overlay: what was cut where, drawn over the image as the model saw it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .clips import Clip
 from .trace import ImageTrace
 
+if TYPE_CHECKING:
+    from .compare import Comparison
+
 Pixels = NDArray[np.float32]
-Panel = tuple[str, Pixels, NDArray[np.bool_] | None]
+Panel = tuple[str, "NDArray[np.bool_] | None"]
+"""A title, and ``[height, width]`` of the patch grid, true where a patch is left; ``None`` where nothing is cut."""
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 MAX_COLUMNS = 6
@@ -35,6 +38,7 @@ CHARACTER_INCHES = 0.08
 MARGIN_INCHES = 0.18
 MIN_WIDTH_INCHES = 5.2
 HEADER_LINES = 4
+ANSWER_CHARACTERS = 24
 PATCH_PIXELS = 28
 """Side of a merge group in pictures of flattened patches."""
 OUTLINE = "#ffc857"
@@ -82,25 +86,6 @@ def seen_pixels(pixel_values: Tensor, image_processor: Any, image: Image.Image, 
     return restore_pixels(first if first.dim() == 3 else first[: len(trace.tiles)], image_processor)
 
 
-def seen_frames(pixel_values: Tensor, video_processor: Any, clip: Clip, trace: ImageTrace) -> list[Pixels]:
-    """The frames of a video as the model saw them, one for every time step of ``trace.grid``.
-
-    Args:
-        pixel_values: ``[videos, frames, 3, height, width]``, or rows of flattened patches (Qwen2-VL), which show whole
-            frames, only scaled; there two frames, of which this takes the first, make one time step.
-        video_processor: the processor's.
-        clip: the frames themselves.
-        trace: what happened to the video.
-    """
-    if pixel_values.dim() == 5:
-        return [restore_pixels(frame, video_processor) for frame in pixel_values[0]]
-    times, height, width = trace.grid
-    size = (width * PATCH_PIXELS, height * PATCH_PIXELS)
-    first = range(0, len(clip.frames), math.ceil(len(clip.frames) / times))
-    pictures = (Image.fromarray(clip.frames[number]).resize(size) for number in first)
-    return [np.asarray(picture, dtype=np.float32) / np.float32(255.0) for picture in pictures]
-
-
 def kept_grid(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
     """``[height, width]`` of the patch grid, true where a patch is kept; tiles stand side by side."""
     alive = np.zeros(math.prod(grid), dtype=bool)
@@ -144,33 +129,25 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
     Returns:
         A figure of its own; no global state of matplotlib is touched.
     """
-    panels: list[Panel] = [(f"input · {trace.patches} patches", pixels, None)]
+    panels: list[Panel] = [(f"input · {trace.patches} patches", None)]
     for layer, kept in sorted(trace.kept_after_layer.items()):
-        title = f"layer {layer} · {len(kept)} of {trace.patches} patches"
-        panels.append((title, pixels, kept_grid(kept, trace.grid)))
-    return draw_panels(panels, (trace.grid[-2], trace.patches // trace.grid[-2]), header)
+        panels.append((f"layer {layer} · {len(kept)} of {trace.patches} patches", kept_grid(kept, trace.grid)))
+    return draw_panels(pixels, trace.grid, panels, header)
 
 
-def draw_frames(frames: Sequence[Pixels], trace: ImageTrace, header: Sequence[str] = ()) -> Figure:
-    """One panel for every frame of a video, with the patches that stayed.
+def draw_panels(
+    pictures: Pixels | Sequence[Pixels], grid: tuple[int, ...], panels: Sequence[Panel], header: Sequence[str] = ()
+) -> Figure:
+    """The same image several times, each with other patches left, or images of one size.
 
     Args:
-        frames: the frames as the model saw them, see :func:`seen_frames`.
-        trace: what happened to the video; its grid is (time, height, width).
-        header: as in :func:`draw_cuts`.
+        pictures: the image as the model saw it, ``[height, width, 3]`` in [0, 1], or one for every panel.
+        grid: (height, width) of its patches, or (tiles, height, width).
+        panels: a title and the patches that are left, or ``None`` for the image as it is.
+        header: see :func:`draw_cuts`.
     """
-    alive = np.zeros(math.prod(trace.grid), dtype=bool)
-    alive[trace.kept.cpu().numpy()] = True
-    panels: list[Panel] = [
-        (f"frame {number} · {int(kept.sum())} of {kept.size} patches", pixels, kept)
-        for number, (pixels, kept) in enumerate(zip(frames, alive.reshape(trace.grid), strict=True))
-    ]
-    return draw_panels(panels, (trace.grid[1], trace.grid[2]), header)
-
-
-def draw_panels(panels: list[Panel], grid: tuple[int, int], header: Sequence[str]) -> Figure:
-    """Panels of one size in rows, under a header; ``grid`` is the (height, width) of each in patches."""
-    pixels = panels[0][1]
+    shown = [pictures] * len(panels) if isinstance(pictures, np.ndarray) else pictures
+    pixels = shown[0]
     rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     scale = PANEL_INCHES / max(pixels.shape[:2])
@@ -199,12 +176,13 @@ def draw_panels(panels: list[Panel], grid: tuple[int, int], header: Sequence[str
             parse_math=False,
         )
     left = (width - row_width) / 2 if not lines else MARGIN_INCHES
-    for number, (title, shown, alive) in enumerate(panels):
+    for number, (title, alive) in enumerate(panels):
         row, column = divmod(number, columns)
         bottom = height - header_height - row * row_height - TITLE_INCHES - panel_height - MARGIN_INCHES / 2
         x = left + column * (panel_width + GAP_INCHES)
         axes = figure.add_axes((x / width, bottom / height, panel_width / width, panel_height / height), label=title)
-        draw_panel(axes, shown, grid, alive)
+        shape = (grid[-2], math.prod(grid) // grid[-2]) if alive is None else alive.shape
+        draw_panel(axes, shown[number], shape, alive)
         axes.set_title(title, fontsize=8, color=INK, pad=4)
     return figure
 
@@ -226,10 +204,34 @@ def wrapped(text: str, inches: float) -> list[str]:
     return textwrap.wrap(text, columns, max_lines=HEADER_LINES, placeholder=" …") or [""]
 
 
-def save_frames(path: str | Path, frames: Sequence[Pixels], trace: ImageTrace, header: Sequence[str] = ()) -> None:
-    """Draw the overlay of one video into a file; see :func:`save_cuts` and :func:`draw_frames`."""
+def draw_comparison(pixels: Pixels, result: Comparison) -> Figure:
+    """One panel for the input and one for every method, with what its last decoder layer still saw.
+
+    Args:
+        pixels: the image as the model saw it, ``[height, width, 3]`` in [0, 1].
+        result: the comparison; methods that refused the model are left out.
+    """
+    panels: list[Panel] = [(f"uncut: {shortened(result.uncut.answer)}", None)]
+    for row in result.rows:
+        if row.outcome is not None and row.kept is not None:
+            title = f"{row.method.name} · {len(row.kept)}: {shortened(row.outcome.answer)}"
+            panels.append((title, kept_grid(row.kept, row.grid)))
+    return draw_panels(pixels, result.image.grid, panels, [result.question])
+
+
+def shortened(answer: str) -> str:
+    """An answer that fits above a panel."""
+    return textwrap.shorten(answer or "(no text)", ANSWER_CHARACTERS, placeholder=" …")
+
+
+def save_comparison(path: str | Path, pixels: Pixels, result: Comparison) -> None:
+    """:func:`draw_comparison` into a file; its ending says which format.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`check_path`.
+    """
     check_path(path)
-    draw_frames(frames, trace, header).savefig(path)
+    draw_comparison(pixels, result).savefig(path)
 
 
 def save_cuts(path: str | Path, pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> None:
@@ -257,6 +259,6 @@ def check_path(path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"The overlay {str(path)!r} must end in one of {', '.join(FORMATS)}.")
+        raise ValueError(f"The picture {str(path)!r} must end in one of {', '.join(FORMATS)}.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder {str(path.parent)!r} for the overlay does not exist.")
+        raise FileNotFoundError(f"The folder {str(path.parent)!r} for the picture does not exist.")

@@ -15,7 +15,7 @@ from .counting import Flops, ModelCosts
 
 if TYPE_CHECKING:
     from .models.base import ImageLayout
-    from .stages.decoder import Stretch
+    from .stages.decoder_pass import Stretch
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,34 @@ class SequenceTrace:
     def attention_mask(self) -> Tensor:
         """``[B, past + L]``, 1 for the real tokens entering the language model."""
         return self.stretches[0].attended
+
+    def patches_at_the_end(self, image: int) -> Tensor:
+        """The patches of an image that the last decoder layer still sees, into its ``grid`` (row-major), sorted.
+
+        Args:
+            image: number of the image in :attr:`Trace.images`.
+
+        Returns:
+            int64 ``[K]``; tokens that are no patches (CLS, separators) are left out.
+        """
+        first, last = self.stretches[0], self.stretches[-1]
+        row = int((first.image == image).any(dim=1).nonzero()[0, 0])
+        entered = first.cut.columns()[row][first.image[row] == image]
+        left = last.cut.columns()[row][last.image[row] == image]
+        number = image - sum(len(images) for images in self.images_of[:row])
+        trace = self.images_of[row][number]
+        placeholders = trace.placeholder_kept.nonzero()[:, 0].to(entered.device)[torch.isin(entered, left)]
+        tokens = trace.layout.tokens.to(placeholders.device)[placeholders]
+        return tokens[tokens >= 0].sort().values
+
+    @property
+    def recycled_tokens(self) -> tuple[int, ...]:
+        """Per sample, the tokens that are means of cut ones (SparseVLM), over all cuts inside the language model."""
+        counts = [0] * len(self.images_of)
+        for stretch in self.stretches:
+            for merged in stretch.recycled:
+                counts[merged.row] += len(merged.places)
+        return tuple(counts)
 
     @cached_property
     def layers_of_stretch(self) -> list[int]:

@@ -55,7 +55,7 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
     """
     available = len(layout.tokens)
     tokens = method.tokens_to_keep(available)
-    if tokens == available:
+    if tokens == available or not method.cuts_tower:
         return TilePlan(layout, (patches,) * layout.tiles, tokens)
     if layout.pooled is not None and method.ranks_pooled:
         budget = budget_of_patches(method, available, 0, layout.tiles)
