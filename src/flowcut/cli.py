@@ -21,6 +21,7 @@ from .cli_eval import eval_command
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .clips import Clip
     from .compare import Comparison
     from .methods import Method
     from .run import Outcome, RunResult
@@ -79,7 +80,9 @@ def quiet_libraries(errors: Console) -> Iterator[None]:
 
 @app.command("run")
 def run_command(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    image: Annotated[
+        Path, typer.Argument(help="A picture (PNG, JPEG, ...) or a video (MP4, ...).", show_default=False)
+    ],
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     model: Annotated[
         str,
@@ -101,6 +104,7 @@ def run_command(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw what was cut, layer by layer, into this picture.", show_default=False),
     ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames taken of a video, at equal distances.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs; the medians are shown.")] = 3,
     device: Annotated[
@@ -116,15 +120,16 @@ def run_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Answer a question about an image with and without cutting, and show what each cost."""
+    """Answer a question about an image or a video with and without cutting, and show what each cost."""
     with user_errors():
+        from .clips import is_video, load_clip
         from .loading import load_image
         from .methods import make_method
 
         if target_num is None and retain_ratio is None:
             target_num = DEFAULT_TARGET
         chosen = make_method(method, target_num, retain_ratio)
-        picture = load_image(image)
+        picture = load_clip(image, frames) if is_video(image) else load_image(image)
         limits = (max_new_tokens, repeats, device, dtype)
         show_run(picture, str(image), question, chosen, model, overlay, *limits, as_json)
 
@@ -147,7 +152,7 @@ def demo_command(
 
 
 def show_run(
-    picture: Image.Image,
+    picture: Image.Image | Clip,
     name: str,
     question: str,
     method: Method,
@@ -164,6 +169,8 @@ def show_run(
     if model == DEFAULT_MODEL:
         prepare_mini(errors)
     with errors.status("Starting ...") as status, quiet_libraries(errors):
+        from .clips import Clip
+        from .filmstrip import save_frames, seen_frames
         from .loading import load_model
         from .picture import check_path, save_cuts, seen_pixels
         from .run import run
@@ -176,10 +183,13 @@ def show_run(
         result = run(loaded, method, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
         if overlay is not None:
             status.update("Drawing ...")
-            image_processor = loaded.processor.image_processor
-            first = result.images[0]
-            pixels = seen_pixels(result.pixel_values, image_processor, picture, first)
-            save_cuts(overlay, pixels, first, overlay_header(result))
+            first, header = result.images[0], overlay_header(result)
+            if isinstance(picture, Clip):
+                seen = seen_frames(result.pixel_values, loaded.processor.video_processor, picture, first)
+                save_frames(overlay, seen, first, header)
+            else:
+                pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, first)
+                save_cuts(overlay, pixels, first, header)
     if as_json:
         report = {
             "model": model,
@@ -239,6 +249,8 @@ def compare_command(
     """Answer a question about an image with several methods, and show what each kept and cost."""
     errors = Console(stderr=True)
     with user_errors():
+        if model == DEFAULT_MODEL:
+            prepare_mini(errors)
         if model == DEFAULT_MODEL:
             prepare_mini(errors)
         with errors.status("Starting ...") as status, quiet_libraries(errors):
