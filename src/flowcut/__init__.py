@@ -8,13 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attaching import Handle, attach, detach, flowcut
     from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-    from .methods import METHODS, ClsAttention, DivPrune, FlowCut, Method, Random, Uniform, VisionZip
+    from .methods import (
+        METHODS,
+        CDPruner,
+        ClsAttention,
+        DivPrune,
+        FastV,
+        FlowCut,
+        Method,
+        PruMerge,
+        PyramidDrop,
+        Random,
+        Scope,
+        SparseVLM,
+        ToMe,
+        Uniform,
+        VisionZip,
+        VisPruner,
+    )
     from .trace import ImageTrace, SequenceTrace, Trace
 
 __all__ = [
     "METHODS",
+    "CDPruner",
     "ClsAttention",
     "DivPrune",
+    "FastV",
     "FlowCut",
     "FlowCutError",
     "Handle",
@@ -22,11 +41,17 @@ __all__ = [
     "Method",
     "NonFiniteError",
     "NotAppliedError",
+    "PruMerge",
+    "PyramidDrop",
     "Random",
+    "Scope",
     "SequenceTrace",
+    "SparseVLM",
+    "ToMe",
     "Trace",
     "Uniform",
     "UnsupportedModelError",
+    "VisPruner",
     "VisionZip",
     "attach",
     "detach",
@@ -36,7 +61,24 @@ __all__ = [
 _HOMES = {
     "attaching": ("Handle", "attach", "detach", "flowcut"),
     "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
-    "methods": ("METHODS", "ClsAttention", "DivPrune", "FlowCut", "Method", "Random", "Uniform", "VisionZip"),
+    "methods": (
+        "METHODS",
+        "CDPruner",
+        "ClsAttention",
+        "DivPrune",
+        "FastV",
+        "FlowCut",
+        "Method",
+        "PruMerge",
+        "PyramidDrop",
+        "Random",
+        "Scope",
+        "SparseVLM",
+        "ToMe",
+        "Uniform",
+        "VisPruner",
+        "VisionZip",
+    ),
     "trace": ("ImageTrace", "SequenceTrace", "Trace"),
 }
 

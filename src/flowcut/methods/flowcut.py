@@ -12,6 +12,7 @@ from .. import flow, schedule
 from ..errors import NonFiniteError
 from ..selection import gather_tokens, top_in_order
 from .base import DecoderPolicy, DecoderView, LayerView, Method, Selection, TowerPass, VisionPolicy
+from .ranking import keep_best
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class FlowCut(Method):
     name: ClassVar[str] = "flowcut"
     summary: ClassVar[str] = "information flow to the global token, cut in every second vision layer"
     stage: ClassVar[str] = "tower, decoder"
+    ranks_pooled: ClassVar[bool] = True
 
     history: float = 0.5
     cut_every: int | None = 2
@@ -125,23 +127,7 @@ class FlowCutDecoderPolicy(DecoderPolicy):
     """The second cut: every image is cut to its budget, scored by the last token of its sample."""
 
     def select(self, view: DecoderView) -> Tensor:
-        keep = torch.ones_like(view.real)
-        for row in range(len(keep)):
-            for image in sorted(set(view.image[row].tolist()) - {-1}):
-                columns = (view.image[row] == image).nonzero()[:, 0]
-                target = view.targets[image]
-                if len(columns) <= target:
-                    continue
-                importance = self.importance(view, row, columns)
-                if not bool(torch.isfinite(importance).all()):
-                    raise NonFiniteError(
-                        f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
-                        "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
-                    )
-                chosen = top_in_order(importance, [target])
-                keep[row, columns] = False
-                keep[row, columns[chosen[0]]] = True
-        return keep
+        return keep_best(view, self.importance, view.targets)
 
     @staticmethod
     def importance(view: DecoderView, row: int, columns: Tensor) -> Tensor:
@@ -164,6 +150,7 @@ class FlowCutPolicy(VisionPolicy):
         self.method = method
         self.feature_layer = tower.feature_layer
         self.targets = tower.targets
+        self.ranks = tower.ranks
         self.pools = tower.frames if method.video_budget == "pooled" else ()
         self.semantic = method.packed_semantic or not tower.packed
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
@@ -174,7 +161,9 @@ class FlowCutPolicy(VisionPolicy):
         self._finite: list[tuple[int, Tensor]] = []
 
     def observe(self, view: LayerView) -> None:
-        if self.counts == self.targets:
+        if self.counts == self.targets and not self.ranks:
+            return
+        if self.ranks and schedule.layers_to_last_cut(view.layer, self.feature_layer) < 0:
             return
         valid = None if view.valid is None else view.valid[:, view.prefix :]
         self.valid = None if valid is None else valid[:, :: view.group]
@@ -209,6 +198,15 @@ class FlowCutPolicy(VisionPolicy):
         self.counts = counts
         return Selection(index, counts)
 
+    def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
+        assert self.importance is not None
+        for observed, flag in self._finite:
+            if not flag:
+                raise not_finite(observed)
+        importance = self.importance @ weights.mT
+        counts = pooled_counts(importance, targets, self.pools, None) if self.pools else targets
+        return Selection(top_in_order(importance, counts), counts)
+
     def _counts_after(self, layer: int, relation: Tensor) -> tuple[int, ...]:
         """Patches left after this cut; the one place per cut where the host waits for the device."""
         alive = torch.tensor(self.counts, device=relation.device)
@@ -224,12 +222,17 @@ class FlowCutPolicy(VisionPolicy):
         values: list[int] = torch.cat([flags, alive - cut]).tolist()
         for (observed, _), is_finite in zip(self._finite, values, strict=False):
             if not is_finite:
-                raise NonFiniteError(
-                    f"Vision layer {observed} produced NaN or infinite attention inputs, so its tokens cannot be "
-                    "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
-                )
+                raise not_finite(observed)
         self._finite.clear()
         return tuple(values[len(flags) :])
+
+
+def not_finite(layer: int) -> NonFiniteError:
+    """The error for a vision layer whose tokens cannot be ranked."""
+    return NonFiniteError(
+        f"Vision layer {layer} produced NaN or infinite attention inputs, so its tokens cannot be "
+        "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
+    )
 
 
 def pooled_counts(

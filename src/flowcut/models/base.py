@@ -141,7 +141,11 @@ class ImageLayout:
         complete: whether every patch stands behind exactly one token and there are no separators.
         order: where patches are joined in groups, int64 ``[groups, patches in each]``: the patches of every group;
             ``grid`` and ``tokens`` then count groups.
-        blocked: why nothing can be cut, where that is so (of ``tokens`` only the number counts then), else empty.
+        pooled: where patches are pooled by interpolation behind the tower, float ``[tokens of a tile, patches]``: the
+            weight of every patch in every token. The tower then stays whole and the pooled tokens are cut; ``grid`` and
+            ``tokens`` count those.
+        blocked: why patches cannot be cut in the tower, where that is so, else empty. Without ``pooled`` nothing can
+            be cut then, and of ``tokens`` only the number counts.
     """
 
     tiles: int
@@ -149,6 +153,7 @@ class ImageLayout:
     tokens: Tensor
     complete: bool
     order: Tensor | None = None
+    pooled: Tensor | None = None
     blocked: str = ""
 
 
