@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attaching import Handle, attach, detach, flowcut
     from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-    from .methods import METHODS, FastV, FlowCut, Method, PyramidDrop, SparseVLM
+    from .methods import (
+        METHODS,
+        ClsAttention,
+        DivPrune,
+        FastV,
+        FlowCut,
+        Method,
+        PyramidDrop,
+        Random,
+        SparseVLM,
+        Uniform,
+        VisionZip,
+    )
     from .trace import ImageTrace, SequenceTrace, Trace
 
 __all__ = [
     "METHODS",
+    "ClsAttention",
+    "DivPrune",
     "FastV",
     "FlowCut",
     "FlowCutError",
@@ -22,10 +36,13 @@ __all__ = [
     "NonFiniteError",
     "NotAppliedError",
     "PyramidDrop",
+    "Random",
     "SequenceTrace",
     "SparseVLM",
     "Trace",
+    "Uniform",
     "UnsupportedModelError",
+    "VisionZip",
     "attach",
     "detach",
     "flowcut",
@@ -34,7 +51,19 @@ __all__ = [
 _HOMES = {
     "attaching": ("Handle", "attach", "detach", "flowcut"),
     "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
-    "methods": ("METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "SparseVLM"),
+    "methods": (
+        "METHODS",
+        "ClsAttention",
+        "DivPrune",
+        "FastV",
+        "FlowCut",
+        "Method",
+        "PyramidDrop",
+        "Random",
+        "SparseVLM",
+        "Uniform",
+        "VisionZip",
+    ),
     "trace": ("ImageTrace", "SequenceTrace", "Trace"),
 }
 

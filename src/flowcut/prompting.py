@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -50,17 +51,30 @@ def model_inputs(processor: Any, visual: Image.Image | Clip, question: str) -> A
     Raises:
         ValueError: the question is empty.
     """
-    prompt = build_prompt(processor, question, "video" if isinstance(visual, Clip) else "image")
-    begin = processor.tokenizer.bos_token
-    # Some chat templates write the begin token themselves; the tokenizer would add a second one.
-    special = not (begin and prompt.startswith(begin))
     if isinstance(visual, Clip):
+        prompt = build_prompt(processor, question, "video")
         return processor(
             videos=[visual.frames],
             text=[prompt],
             return_tensors="pt",
-            add_special_tokens=special,
+            add_special_tokens=adds_special(processor, prompt),
             video_metadata=[visual.metadata],
             do_sample_frames=False,
         )
-    return processor(images=visual, text=prompt, return_tensors="pt", add_special_tokens=special)
+    return many_inputs(processor, visual, [question])
+
+
+def many_inputs(processor: Any, image: Image.Image, questions: Sequence[str]) -> Any:
+    """The same for several questions about one image: one sample each, padded on the left."""
+    prompts = [build_prompt(processor, question) for question in questions]
+    special = adds_special(processor, prompts[0])
+    padding = {"padding": True, "padding_side": "left"} if len(prompts) > 1 else {}
+    images = [[image] for _ in prompts] if len(prompts) > 1 else image
+    text = prompts if len(prompts) > 1 else prompts[0]
+    return processor(images=images, text=text, return_tensors="pt", add_special_tokens=special, **padding)
+
+
+def adds_special(processor: Any, prompt: str) -> bool:
+    """Whether the tokenizer shall add its begin token: some chat templates write it themselves."""
+    begin = processor.tokenizer.bos_token
+    return not (begin and prompt.startswith(begin))

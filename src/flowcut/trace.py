@@ -33,6 +33,8 @@ class TileTrace:
             where whole groups are cut (pixel shuffle, Qwen2-VL); ``tokens_after_layer`` counts the tower's tokens.
         pairs_in_layer: (query, key) pairs in every layer's attention where it works within frames or windows.
         uncut_pairs: the same in the uncut tower.
+        cut_behind: the layers whose cut was chosen from their output, so that every token passed through all of them.
+        merged: boolean ``[K, patches]``, the patches that went into each token; ``None`` where none were merged.
     """
 
     kept: Tensor
@@ -43,6 +45,8 @@ class TileTrace:
     unit: int = 1
     pairs_in_layer: list[int] | None = None
     uncut_pairs: list[int] | None = None
+    cut_behind: tuple[int, ...] = ()
+    merged: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -55,6 +59,14 @@ class TileTrace:
         alive_at_first = self.tokens + self.tokens_after_layer[-1] - len(self.kept) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
+    @property
+    def tokens_through_layer(self) -> list[int]:
+        """Tokens in the MLP of every vision layer that ran."""
+        return [
+            into if layer in self.cut_behind else after
+            for layer, (into, after) in enumerate(zip(self.tokens_into_layer, self.tokens_after_layer, strict=False))
+        ]
+
 
 @dataclass(frozen=True)
 class ImageTrace:
@@ -66,6 +78,7 @@ class ImageTrace:
         placeholder_kept: boolean, one for each visual token of the prompt: which of them stay.
         visual_tokens: how many stay and enter the language model.
         target: how many may stay in the end, after cuts inside the language model.
+        chosen: where tokens were cut behind the projector, the places in ``grid`` of those that stayed, sorted.
     """
 
     tiles: tuple[TileTrace, ...]
@@ -73,6 +86,7 @@ class ImageTrace:
     placeholder_kept: Tensor
     visual_tokens: int
     target: int
+    chosen: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -99,7 +113,8 @@ class ImageTrace:
     @property
     def projected_now(self) -> int:
         """Tokens that went through the projector."""
-        return self.visual_tokens if self.layout.pooled is None else self.projected
+        whole = self.chosen is not None or self.layout.pooled is not None
+        return self.projected if whole else self.visual_tokens
 
     @property
     def placeholders(self) -> int:
@@ -113,10 +128,27 @@ class ImageTrace:
 
     @property
     def kept(self) -> Tensor:
-        """Indices of the patches (or groups, or pooled tokens) that stay, into ``grid``, sorted; int64 ``[K]``."""
+        """Indices of the patches (or groups, or pooled tokens) that go on to the language model, into ``grid``, sorted.
+
+        int64 ``[K]``. Where patches were merged, each stands for one token; :attr:`sources` tells what went into it.
+        """
+        if self.chosen is not None:
+            return self.chosen
         if self.layout.pooled is not None:
             return self.placeholder_kept[: self.patches].nonzero()[:, 0]
         return self._flat([tile.kept for tile in self.tiles])
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """For every entry of ``kept`` the patches that went into that token, sorted; itself, where none were merged."""
+        if self.chosen is not None or self.layout.pooled is not None:
+            return list(self.kept[:, None])
+        sources: list[Tensor] = []
+        for number, tile in enumerate(self.tiles):
+            first = number * self.tiles[0].patches
+            rows = tile.kept[:, None] if tile.merged is None else [row.nonzero()[:, 0] for row in tile.merged]
+            sources += [row + first for row in rows]
+        return sources
 
     @property
     def kept_after_layer(self) -> dict[int, Tensor]:
@@ -250,7 +282,7 @@ class SequenceTrace:
                     self.costs.tower(
                         tile.tokens,
                         tile.tokens_into_layer,
-                        tile.tokens_after_layer[: tile.layers_run],
+                        tile.tokens_through_layer,
                         tile.pairs_in_layer,
                     )
                     for image in images

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 from .base import Method
+from .cls_attention import ClsAttention
+from .divprune import DivPrune
 from .fastv import FastV
 from .flowcut import FlowCut
 from .pyramiddrop import PyramidDrop
+from .random import Random
 from .sparsevlm import SparseVLM
+from .uniform import Uniform
+from .visionzip import VisionZip
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FlowCut, FastV, PyramidDrop, SparseVLM)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        FlowCut,
+        VisionZip,
+        DivPrune,
+        FastV,
+        SparseVLM,
+        PyramidDrop,
+        ClsAttention,
+        Random,
+        Uniform,
+    )
+}
 
-__all__ = ["METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "SparseVLM", "make_method"]
+__all__ = [
+    "METHODS",
+    "ClsAttention",
+    "DivPrune",
+    "FastV",
+    "FlowCut",
+    "Method",
+    "PyramidDrop",
+    "Random",
+    "SparseVLM",
+    "Uniform",
+    "VisionZip",
+    "make_method",
+]
 
 
 def make_method(name: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:

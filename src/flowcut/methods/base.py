@@ -1,12 +1,13 @@
 """What a method is: it says what it wants at which stage; the stages do the cutting.
 
-A method is a small frozen dataclass whose fields are its paper's hyper-parameters. For every pass through a
-vision tower it makes a policy, which watches the layers and chooses the patches that go on.
+A method is a small frozen dataclass whose fields are its paper's hyper-parameters. For every pass it makes a policy
+for each stage at which it acts: in the vision tower, behind the projector, inside the language model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,12 +24,14 @@ class TowerPass:
     Attributes:
         patches: N, patches of every image; groups of them where they are cut in groups.
         targets: how many patches of each image must leave the tower (B entries).
-        feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
+        feature_layer: the hidden state the model reads, a positive index (0 is the embedding output); in packed towers
+            one more, since FlowCut's last cut there follows the last layer.
         device: where the activations live.
         frames: rows of each video, which share its budget; empty for images.
         ranks: whether nothing is cut in the tower, and patches are only ranked, for :meth:`VisionPolicy.choose_pooled`.
         packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
             are then groups of them where :meth:`Method.cuts_groups` says so.
+        seeds: gives a number for every image that depends on its pixels alone; the host waits for the device.
     """
 
     patches: int
@@ -38,6 +41,12 @@ class TowerPass:
     frames: tuple[int, ...] = ()
     ranks: bool = False
     packed: bool = False
+    seeds: Callable[[], tuple[int, ...]] = tuple
+
+    @property
+    def last_layer(self) -> int:
+        """The layer whose output the model reads; the last one after which something can be cut."""
+        return self.feature_layer - (2 if self.packed else 1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,34 @@ class Selection:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Merge(Selection):
+    """The patches that stay, and what of all patches goes into each of them.
+
+    Attributes:
+        weights: ``[B, K, N]``, float32: the weight of each of the N patches alive in every token that goes on; 0 in
+            rows and columns that are filled up. The patch in ``index`` stands for the token: its place in the order,
+            and its position.
+    """
+
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class OutputView:
+    """What a vision layer put out for the patches.
+
+    Attributes:
+        layer: 0-based index.
+        states: ``[B, N, width]``; where groups of patches are cut, the states of a group side by side.
+        counts: how many patches (or groups) of each image are real, in front of what is filled up.
+    """
+
+    layer: int
+    states: Tensor
+    counts: tuple[int, ...]
+
+
 class VisionPolicy(ABC):
     """A method at work in one pass through a vision tower."""
 
@@ -83,9 +120,20 @@ class VisionPolicy(ABC):
     def observe(self, view: LayerView) -> None:
         """Take in what a layer's attention computed; called in every layer that may be cut."""
 
-    @abstractmethod
+    def bias(self, layer: int) -> Tensor | None:
+        """What is added to the attention logits of every patch's key in ``layer``, ``[B, N]``, or ``None``."""
+        return None
+
     def select(self, layer: int) -> Selection | None:
-        """The patches that go on after ``layer``, or ``None`` where this layer cuts nothing."""
+        """The patches that go on after ``layer``, or ``None`` where this layer cuts nothing.
+
+        The rest of the layer is not computed for the others, so they cannot be merged.
+        """
+        return None
+
+    def reduce(self, view: OutputView) -> Selection | Merge | None:
+        """As :meth:`select`, chosen from the layer's output; a :class:`Merge` joins patches."""
+        return None
 
     def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
         """The tokens that stay, where patches are pooled behind the tower and it stays whole.
@@ -97,6 +145,35 @@ class VisionPolicy(ABC):
             targets: how many tokens of each row stay.
         """
         raise TypeError(f"{type(self).__name__} does not rank pooled tokens.")
+
+
+@dataclass(frozen=True)
+class ProjectedView:
+    """One image behind the projector.
+
+    Attributes:
+        features: ``[N, width]``, its visual tokens in the order of the prompt; separators and prefix tokens are left
+            out.
+        places: int64 ``[N]``, the place of each in ``grid``, row by row.
+        grid: (height, width), or (tiles or time, height, width).
+        text: ``[M, width]``, the language model's embeddings of the prompt's text behind the image (of all its text,
+            where none follows); empty unless :attr:`Method.reads_text`.
+        target: how many tokens go on.
+    """
+
+    features: Tensor
+    places: Tensor
+    grid: tuple[int, ...]
+    text: Tensor
+    target: int
+
+
+class ProjectorPolicy(ABC):
+    """A method at work behind the projector, on one image after the other."""
+
+    @abstractmethod
+    def select(self, view: ProjectedView) -> Tensor:
+        """The tokens that go on: int64 ``[target]``, ascending."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +270,14 @@ class Method:
     """Base of every method.
 
     Class attributes:
+        stage: where it acts, in words.
         requires_cls: whether it cannot do without a CLS token.
         reads_text: whether the choice depends on the text.
-        cuts_tower: whether it cuts inside the vision tower; otherwise the language model gets all visual tokens.
+        cuts_tower: whether it cuts inside the vision tower; otherwise all its patches go through the projector.
+        cuts_projected: whether it cuts behind the projector.
         ranks_ahead: whether a cut behind a decoder layer is chosen from q, k, v that the *next* layer computes of all
             tokens, instead of that layer's own.
+        ranks_pooled: whether its vision policy can rank tokens that are pooled from patches behind the tower.
 
     Attributes:
         target_num: visual tokens of each image that reach the language model.
@@ -211,11 +291,13 @@ class Method:
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    stage: ClassVar[str]
     requires_cls: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     cuts_tower: ClassVar[bool] = True
     ranks_ahead: ClassVar[bool] = False
     ranks_pooled: ClassVar[bool] = False
+    cuts_projected: ClassVar[bool] = False
 
     target_num: int | None = None
     retain_ratio: float | None = None
@@ -275,3 +357,7 @@ class Method:
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         """The policy for one pass; called only where there is something to cut in the tower."""
         raise TypeError(f"{type(self).__name__} says that it cuts inside the vision tower but has no vision_policy.")
+
+    def projector_policy(self) -> ProjectorPolicy:
+        """The policy behind the projector, where :attr:`cuts_projected`."""
+        raise TypeError(f"{type(self).__name__} says that it cuts behind the projector but has no projector_policy.")

@@ -29,6 +29,7 @@ class FastV(Method):
 
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "one cut after decoder layer K, by the attention of the last prompt token"
+    stage: ClassVar[str] = "decoder"
     reads_text: ClassVar[bool] = True
     cuts_tower: ClassVar[bool] = False
 

@@ -49,6 +49,7 @@ class FlowCut(Method):
 
     name: ClassVar[str] = "flowcut"
     summary: ClassVar[str] = "information flow to the global token, cut in every second vision layer"
+    stage: ClassVar[str] = "tower, decoder"
     ranks_pooled: ClassVar[bool] = True
 
     history: float = 0.5

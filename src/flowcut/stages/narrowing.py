@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ..methods.base import Merge, Selection
 from ..selection import counts_mask, gather_tokens
 
 
@@ -38,3 +40,35 @@ class Narrowing:
         index = index.reshape(*index.shape, *[1] * (states.dim() - 2)).expand_as(states)
         empty = states.new_zeros(states.shape[0], tokens + 1, *states.shape[2:])
         return empty.scatter(1, index, states)[:, :tokens]
+
+
+@dataclass(frozen=True)
+class Merging:
+    """The tokens behind a layer that joins some of its patches.
+
+    Attributes:
+        weights: ``[B, K, N]``, see :class:`~flowcut.methods.base.Merge`.
+        prefix: leading tokens that stay as they are.
+        group: how many tokens that follow one another are one patch (or group) here.
+    """
+
+    weights: Tensor
+    prefix: int
+    group: int
+
+    def narrow(self, states: Tensor) -> Tensor:
+        """``[B, S, width]`` to ``[B, K, width]``."""
+        units = states[:, self.prefix :].reshape(states.shape[0], -1, self.group * states.shape[-1])
+        with torch.autocast(states.device.type, enabled=False):
+            merged = torch.matmul(self.weights.to(states.device), units.float()).to(states.dtype)
+        return torch.cat([states[:, : self.prefix], merged.reshape(states.shape[0], -1, states.shape[-1])], dim=1)
+
+
+def sources_after(before: Tensor | None, selection: Selection) -> Tensor | None:
+    """Which of the uncut patches went into every token, boolean ``[B, K, patches]``; ``None`` where none was merged."""
+    if isinstance(selection, Merge):
+        into = selection.weights != 0
+        if before is None:
+            return into
+        return torch.matmul(into.float(), before[:, : into.shape[2]].to(into.device).float()) > 0
+    return None if before is None else gather_tokens(before.to(selection.index.device), selection.index)

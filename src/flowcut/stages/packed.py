@@ -28,8 +28,9 @@ from ..models.base import ModelParts
 from ..trace import ImageTrace
 from .attention import PASS_KEYWORD, Observation, current_pass
 from .overrides import Override
-from .packed_image import PackedImage, pairs_of_images
+from .packed_image import PackedImage, Reduction, pairs_of_images
 from .vision import TRACES
+from .vision_pass import check_bias, seeds_of
 
 
 class PackedPass:
@@ -40,19 +41,28 @@ class PackedPass:
         method: what cuts.
         grids: (time, height, width) of every image, in patches.
         order: see :class:`~flowcut.models.base.Packing`.
+        pixels: ``[patches, values]``, what the tower was given.
     """
 
-    def __init__(self, parts: ModelParts, method: Method, grids: list[tuple[int, ...]], order: Tensor | None) -> None:
+    def __init__(
+        self, parts: ModelParts, method: Method, grids: list[tuple[int, ...]], order: Tensor | None, pixels: Tensor
+    ) -> None:
         assert parts.tower.packing is not None
         self.method = method
         self.packing = parts.tower.packing
         self.depth = len(parts.tower.layers)
         self.order = order
         self.images = [PackedImage(method, grid, self.packing, parts.second_cut) for grid in grids]
+        self.implementation: str | None = parts.tower.config._attn_implementation
+        for image, own in zip(self.images, torch.split(pixels, [image.patches for image in self.images]), strict=True):
+            image.seeds = partial(seeds_of, own.reshape(1, -1))
         self.cuts = any(image.cut for image in self.images)
         self.alive: dict[int, Tensor] = {}
         self.chunks: dict[int, list[tuple[Tensor, ...]]] = {}
         self.kept: dict[int, Tensor | None] = {}
+        self.reductions: dict[int, list[Reduction]] = {}
+        self.biases: dict[int, Tensor | None] = {}
+        self._again: dict[int, int] = {}
         self.length_into: dict[int, int] = {}
         self.bounds: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive_now: Tensor | None = None
@@ -83,14 +93,42 @@ class PackedPass:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
         """Collect a layer's q, k, v, which may come segment by segment; complete, they go to the policies."""
-        if not self.cuts or layer in self.kept:
+        if not self.cuts:
             return mask
+        if layer in self.kept:
+            # A layer that is recomputed in the backward pass: its segments come in the same order again.
+            start = self._again.get(layer, 0)
+            self._again[layer] = (start + query.shape[2]) % self.length_into[layer]
+            return self._biased(layer, start, query, mask)
         chunks = self.chunks.setdefault(layer, [])
+        if not chunks:
+            self.biases[layer] = self._bias(layer, query)
+        mask = self._biased(layer, sum(chunk[0].shape[2] for chunk in chunks), query, mask)
         chunks.append((query.detach(), key.detach(), value.detach()))
         if sum(chunk[0].shape[2] for chunk in chunks) == sum(image.count for image in self.images):
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
                 self._choose(layer, scaling, self.chunks.pop(layer))
         return mask
+
+    def _bias(self, layer: int, query: Tensor) -> Tensor | None:
+        """What the policies add to the logits of every key of a layer, ``[S]``."""
+        biases = [image.bias(layer) for image in self.images]
+        if all(bias is None for bias in biases):
+            return None
+        check_bias(self.implementation)
+        per_image = [
+            query.new_zeros(image.count) if bias is None else bias.to(query.dtype).repeat_interleave(image.size)
+            for image, bias in zip(self.images, biases, strict=True)
+        ]
+        return torch.cat(per_image)
+
+    def _biased(self, layer: int, start: int, query: Tensor, mask: Any) -> Any:
+        """The mask of a segment whose first token is number ``start``, with its part of the bias."""
+        bias = self.biases.get(layer)
+        if bias is None:
+            return mask
+        own = bias[start : start + query.shape[2]].expand(1, 1, query.shape[2], -1)
+        return own if mask is None else mask + own
 
     def _choose(self, layer: int, scaling: float, chunks: list[tuple[Tensor, ...]]) -> None:
         counts = [image.count for image in self.images]
@@ -125,12 +163,32 @@ class PackedPass:
                 "attention no longer goes through transformers' attention interface. Attach after such changes."
             )
         if len(self.images[0].counts_after) == layer:
+            kept = self.kept.get(layer)
+            if kept is None and self.cuts:
+                kept = self._reduce(layer, hidden)
             for image in self.images:
                 image.counts_after.append(image.count)
-            kept = self.kept.get(layer)
             if kept is not None:
                 self._alive_now = kept if self._alive_now is None else self._alive_now[kept]
-        return self.narrow(layer, hidden)
+        reductions = self.reductions.get(layer)
+        if reductions is None:
+            return self.narrow(layer, hidden)
+        blocks = torch.split(hidden, [reduction.count for reduction in reductions])
+        return torch.cat([one.narrow(block) for one, block in zip(reductions, blocks, strict=True)])
+
+    def _reduce(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """Let the policies choose or merge, from a layer's output ``[S, width]``; the tokens that go on."""
+        before = [image.count for image in self.images]
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            reductions = [
+                image.reduce(layer, states)
+                for image, states in zip(self.images, torch.split(hidden.detach(), before), strict=True)
+            ]
+        if [image.count for image in self.images] == before:
+            return None
+        self.reductions[layer] = reductions
+        starts = torch.tensor([0, *before]).cumsum(0).tolist()
+        return torch.cat([one.kept + start for one, start in zip(reductions, starts, strict=False)])
 
     def spread(self, merged: Tensor) -> Tensor:
         """The merger's tokens ``[kept, width]`` at the places of the uncut groups, ``[groups, width]``."""
@@ -233,7 +291,8 @@ class PackedStage:
         self.observation.refresh()
         grid_thw: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
         grids = [tuple(grid) for grid in grid_thw.tolist()]
-        current = PackedPass(self.parts, self.method, grids, self.packing.order(grid_thw, kwargs))
+        pixels: Tensor = args[0] if args else kwargs["hidden_states"]
+        current = PackedPass(self.parts, self.method, grids, self.packing.order(grid_thw, kwargs), pixels)
         _latest.set(current)
         return args, {**kwargs, PASS_KEYWORD: current}
 

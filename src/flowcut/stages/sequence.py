@@ -33,6 +33,7 @@ from .decoder_pass import DecoderPass, Stretch
 from .generation import expand_with_traces, new_columns, prefill, prompt_length
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
+from .projected import cut_projected, texts_of_images
 
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 """The forward arguments that may carry the raw input of each modality."""
@@ -142,6 +143,8 @@ class SequenceStage:
         columns = tokens.shape[1]
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
+        if self.method.cuts_projected and features:
+            features = self._cut_projected(call, features, tokens)
         images, images_of = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
         new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
@@ -172,6 +175,24 @@ class SequenceStage:
         if features or not before.attention_mask.shape[1]:
             uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
             self.trace = self._traced(images, images_of, stretches, uncut)
+
+    def _cut_projected(self, call: dict[str, Any], features: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+        """Let the method choose among the projected features of every image; they go into ``call``."""
+        model: Any = self.parts.base
+        image = torch.full(tokens.shape[:2], -1, device=tokens.device)
+        images, _ = self._mark(call, features, torch.ones_like(image, dtype=torch.bool), image)
+        empty = next(iter(features.values())).pooler_output[0][:0]
+        texts = [empty] * len(images)
+        if self.method.reads_text:
+            length = min(prompt_length(outputs, tokens) for outputs in features.values())
+            texts = texts_of_images(model.get_input_embeddings(), call, image, len(images), length)
+        cut, first = {}, 0
+        for modality, outputs in features.items():
+            own = image_traces(outputs, modality)
+            cut[modality] = cut_projected(self.method, outputs, own, texts[first : first + len(own)])
+            first += len(own)
+        call["mm_encoder_outputs"] = {**call["mm_encoder_outputs"], **cut}
+        return cut
 
     def _mark(
         self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor

@@ -105,12 +105,19 @@ def kept_tokens(tokens: Tensor, tiles: tuple[TileTrace, ...], keep_separators: b
         alive[tile.kept + number * patches] = True
     kept = alive[tokens.clamp(min=0)] & (tokens >= 0)
     if keep_separators:
-        # The overview tile of several has no separator of its own: it must not count for the first row's.
-        in_rows = kept & (tokens >= patches) if len(tiles) > 1 else kept
-        separators = (tokens == SEPARATOR).nonzero()[:, 0]
-        seen = in_rows.long().cumsum(0)[separators]
-        kept[separators] = seen > torch.cat([seen.new_zeros(1), seen[:-1]])
+        kept |= keep_separators_of(tokens, kept, tiles)
     return kept | (tokens == PREFIX)
+
+
+def keep_separators_of(tokens: Tensor, kept: Tensor, tiles: tuple[TileTrace, ...]) -> Tensor:
+    """The separators with a kept patch between them and the one before: boolean, of the shape of ``tokens``."""
+    # The overview tile of several has no separator of its own: it must not count for the first row's.
+    in_rows = kept & (tokens >= (tiles[0].patches if len(tiles) > 1 else 0))
+    separators = (tokens == SEPARATOR).nonzero()[:, 0]
+    seen = in_rows.long().cumsum(0)[separators]
+    stay = torch.zeros_like(kept)
+    stay[separators] = seen > torch.cat([seen.new_zeros(1), seen[:-1]])
+    return stay
 
 
 def pack_tiles(trace: ImageTrace, features: Tensor, newline: Tensor | None) -> Tensor:

@@ -100,7 +100,7 @@ class VisionStage:
         patches = grid[0] * grid[1] // self.parts.group
         plan = [plan_image(self.method, layout, patches, choice, self.parts.second_cut) for layout in layouts]
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
-        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values.device, frames)
+        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values, frames)
         if current.policy is not None and not tower.keywords and torch.is_grad_enabled():
             refuse_checkpointing(tower)
         return args, {**kwargs, PASS_KEYWORD: current}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from ..errors import FlowCutError, NotAppliedError, UnsupportedModelError
-from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from ..methods.base import LayerView, Merge, Method, OutputView, Selection, TowerPass, VisionPolicy
 from ..models.base import FeatureChoice, VisionTower
 from ..selection import compose, counts_mask, with_prefix
 from ..trace import ImageTrace, TileTrace
-from .narrowing import Narrowing
+from .attention import PREFIX
+from .narrowing import Merging, Narrowing, sources_after
 from .tiles import TilePlan
 
 
@@ -30,14 +32,14 @@ class VisionPass:
         plan: list[TilePlan],
         patches: int,
         method: Method,
-        device: torch.device,
+        pixels: Tensor,
         frames: tuple[int, ...] = (),
     ) -> None:
         self.tower = tower
         self.choice = choice
         self.plan = plan
         self.patches = patches
-        self.device = device
+        self.device = pixels.device
         self.order = plan[0].layout.order if plan else None
         self.group = 1 if self.order is None else self.order.shape[1]
         self.last_layer = max(choice.layers)
@@ -45,14 +47,26 @@ class VisionPass:
         self.policy: VisionPolicy | None = None
         self.pooled_targets = tuple(target for image in plan for target in image.pooled_targets)
         if self.pooled_targets or any(target < patches for target in self.targets):
-            ranks = bool(self.pooled_targets)
-            self.policy = method.vision_policy(TowerPass(patches, self.targets, self.last_layer, device, frames, ranks))
+            self.policy = method.vision_policy(
+                TowerPass(
+                    patches,
+                    self.targets,
+                    self.last_layer,
+                    pixels.device,
+                    frames,
+                    ranks=bool(self.pooled_targets),
+                    seeds=partial(seeds_of, pixels),
+                )
+            )
         self.counts: tuple[int, ...] = (patches,) * len(self.targets)
         self.alive: Tensor | None = None
         self.valid: Tensor | None = None
         self.mask: Any = None
         self.selections: dict[int, Selection | None] = {}
         self.narrowings: dict[int, Narrowing] = {}
+        self.reductions: dict[int, Narrowing | Merging] = {}
+        self.sources: Tensor | None = None
+        self.cut_behind: list[int] = []
         self.tokens_into: dict[int, int] = {}
         self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self.tokens_after_layer: list[tuple[int, ...]] = []
@@ -74,6 +88,8 @@ class VisionPass:
                     "that are left after a cut. Call it without one."
                 )
             mask = self.mask
+        if self.policy is not None and layer < self.last_layer:
+            mask = self._biased(mask, self.policy.bias(layer), query)
         self.masks_seen[layer] = mask
         if self.policy is not None and layer < self.last_layer:
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
@@ -85,6 +101,16 @@ class VisionPass:
                 self.narrowings[layer] = Narrowing.to(index, self._tokens(selection.counts))
             self.selections[layer] = selection
         return mask
+
+    def _biased(self, mask: Any, bias: Tensor | None, query: Tensor) -> Any:
+        """The mask with what the policy adds to the logits of every key."""
+        if bias is None:
+            return mask
+        check_bias(self.tower.config._attn_implementation)
+        per_token = nn.functional.pad(in_groups_of(bias, self.group), (self.tower.prefix, 0))
+        if self.valid is not None:
+            per_token = per_token.masked_fill(~self.valid, torch.finfo(query.dtype).min)
+        return per_token[:, None, None].to(query.dtype).expand(-1, 1, query.shape[2], -1)
 
     def arranged(self, hidden: Tensor) -> Tensor:
         """The first layer's input ``[B, S, width]``, the patches of each group side by side."""
@@ -104,12 +130,31 @@ class VisionPass:
 
     def cut(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states ``[B, S, width]`` that go on after ``layer``."""
-        narrowing = self.narrowings.get(layer)
-        if narrowing is not None:
-            hidden = narrowing.narrow(hidden)
-        if len(self.tokens_after_layer) == layer:
+        first = len(self.tokens_after_layer) == layer
+        if first and self.policy is not None and self.selections.get(layer) is None:
+            self._reduce(layer, hidden)
+        for kept in (self.narrowings.get(layer), self.reductions.get(layer)):
+            if kept is not None:
+                hidden = kept.narrow(hidden)
+        if first:
             self._note(layer, hidden)
         return hidden
+
+    def _reduce(self, layer: int, hidden: Tensor) -> None:
+        """Let the policy choose or merge, from the output ``[B, S, width]`` of a layer."""
+        assert self.policy is not None
+        prefix = self.tower.prefix
+        units = hidden[:, prefix:].detach().reshape(len(hidden), -1, self.group * hidden.shape[-1])
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            selection = self.policy.reduce(OutputView(layer, units, self.counts))
+        if selection is None:
+            return
+        self.selections[layer] = selection
+        if isinstance(selection, Merge):
+            self.reductions[layer] = Merging(selection.weights, prefix, self.group)
+        else:
+            index = with_prefix(in_groups(selection.index, self.group), prefix)
+            self.reductions[layer] = Narrowing.to(index, self._tokens(selection.counts))
 
     def _note(self, layer: int, hidden: Tensor) -> None:
         """Keep the books after a layer; a layer that is recomputed in the backward pass is in them already."""
@@ -122,6 +167,9 @@ class VisionPass:
         if selection is not None:
             self.counts = selection.counts
             index = selection.index
+            self.sources = sources_after(self.sources, selection)
+            if layer in self.reductions:
+                self.cut_behind.append(layer)
             self.alive = index if self.alive is None else compose(self.alive.to(index.device), index)
             self.kept_after_layer[layer] = (self.alive, self.counts)
             self._update_mask(hidden, index)
@@ -145,9 +193,9 @@ class VisionPass:
 
     def aligned(self, layer: int, hidden: Tensor) -> Tensor:
         """Hidden state number ``layer`` (0 is the embedding output) reduced to the tokens kept at the end."""
-        for cut_layer, narrowing in sorted(self.narrowings.items(), key=itemgetter(0)):
+        for cut_layer, kept in sorted({**self.narrowings, **self.reductions}.items(), key=itemgetter(0)):
             if cut_layer >= layer:
-                hidden = narrowing.narrow(hidden)
+                hidden = kept.narrow(hidden)
         return hidden
 
     def traces(self, keep_separators: bool) -> list[ImageTrace]:
@@ -201,6 +249,8 @@ class VisionPass:
                 layer: alive[row, : counted[row]] for layer, (alive, counted) in self.kept_after_layer.items()
             },
             unit=self.group,
+            cut_behind=tuple(self.cut_behind),
+            merged=None if self.sources is None else self.sources[row, : self.counts[row]],
         )
 
 
@@ -209,3 +259,29 @@ def in_groups(index: Tensor, group: int) -> Tensor:
     if group == 1:
         return index
     return (index[..., None] * group + torch.arange(group, device=index.device)).flatten(1)
+
+
+def in_groups_of(values: Tensor, group: int) -> Tensor:
+    """A value of every group ``[B, N]`` as values of its tokens ``[B, N * group]``."""
+    return values if group == 1 else values.repeat_interleave(group, dim=1)
+
+
+def seeds_of(pixels: Tensor) -> tuple[int, ...]:
+    """A number for every image ``[B, ...]`` that depends on its pixels alone, whatever batch it comes in."""
+    bits = pixels.detach().flatten(1).float().contiguous().view(torch.int32).long()
+    weights = torch.arange(1, bits.shape[1] + 1, device=bits.device) % 8191
+    return tuple((bits * weights).sum(dim=1).tolist())
+
+
+def check_bias(implementation: str | None) -> None:
+    """Refuse a bias on attention logits where the implementation cannot take one.
+
+    Raises:
+        UnsupportedModelError: it is not ``eager`` or ``sdpa``.
+    """
+    name = (implementation or "eager").removeprefix(PREFIX)
+    if name not in ("eager", "sdpa"):
+        raise UnsupportedModelError(
+            f"The method adds a bias to attention logits, and the vision tower computes its attention with {name!r}, "
+            'which takes none. Load the model with attn_implementation="sdpa" or "eager".'
+        )
