@@ -251,6 +251,8 @@ def compare_command(
     with user_errors():
         if model == DEFAULT_MODEL:
             prepare_mini(errors)
+        if model == DEFAULT_MODEL:
+            prepare_mini(errors)
         with errors.status("Starting ...") as status, quiet_libraries(errors):
             from .compare import compare
             from .loading import load_image, load_model

@@ -73,13 +73,24 @@ def eval_command(
         if as_json:
             typer.echo(json.dumps({**identity, "rows": [figures_of(row, uncut) for row in rows]}))
             return
-        table = Table(caption="Accuracy in % with 95% intervals; see table.md for what the columns mean.")
-        for heading in header_of(rows):
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in cells_of(row, uncut)))
-        Console().print(table)
+        print_tables(Console(), header_of(rows), [cells_of(row, uncut) for row in rows])
         Console(soft_wrap=True).print("Written: " + ", ".join(escape(str(path)) for path in paths))
+
+
+def print_tables(console: Console, header: list[str], rows: list[list[str]]) -> None:
+    """Print costs and accuracies, one below the other so that both fit into a terminal."""
+    from .report import COLUMNS
+
+    named = 3  # method, positions and tokens stand in both
+    tasks = slice(len(COLUMNS) - 2, None)
+    for columns in (slice(named, len(COLUMNS) - 2), tasks):
+        table = Table()
+        for heading in (*header[:named], *header[columns]):
+            table.add_column(heading.replace(" (", "\n("), overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in (*row[:named], *row[columns])))
+        console.print(table)
+    console.print("Accuracy in %, in brackets 95% intervals; table.md says what the columns mean.")
 
 
 def checkpoint_name(model: str) -> str:

@@ -57,7 +57,7 @@ def model_inputs(processor: Any, visual: Image.Image | Clip, question: str) -> A
             videos=[visual.frames],
             text=[prompt],
             return_tensors="pt",
-            add_special_tokens=adds_special(processor, prompt),
+            add_special_tokens=adds_special_tokens(processor, prompt),
             video_metadata=[visual.metadata],
             do_sample_frames=False,
         )
@@ -67,14 +67,14 @@ def model_inputs(processor: Any, visual: Image.Image | Clip, question: str) -> A
 def many_inputs(processor: Any, image: Image.Image, questions: Sequence[str]) -> Any:
     """The same for several questions about one image: one sample each, padded on the left."""
     prompts = [build_prompt(processor, question) for question in questions]
-    special = adds_special(processor, prompts[0])
+    special = adds_special_tokens(processor, prompts[0])
     padding = {"padding": True, "padding_side": "left"} if len(prompts) > 1 else {}
     images = [[image] for _ in prompts] if len(prompts) > 1 else image
     text = prompts if len(prompts) > 1 else prompts[0]
     return processor(images=images, text=text, return_tensors="pt", add_special_tokens=special, **padding)
 
 
-def adds_special(processor: Any, prompt: str) -> bool:
-    """Whether the tokenizer shall add its begin token: some chat templates write it themselves."""
+def adds_special_tokens(processor: Any, prompt: str) -> bool:
+    """Whether the tokenizer shall write the begin token: not where the chat template already did."""
     begin = processor.tokenizer.bos_token
     return not (begin and prompt.startswith(begin))

@@ -105,9 +105,10 @@ def test_the_oracle_keeps_what_is_asked_about() -> None:
         Oracle(target_num=2, patches=(3, 1))
 
 
-def test_a_slice_on_the_model_that_ships(tmp_path: Path) -> None:
+def test_a_slice_on_the_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not mini.mini_installed() and not os.environ.get("FLOWCUT_REQUIRE_MINI"):
         pytest.skip(f"flowcut-mini's weights are not installed: {mini.INSTALL}")
+    monkeypatch.setattr(under_test, "COST_REPEATS", 1)
     report = call_eval("--limit", 20, "--target-num", 64, "--method", "flowcut,oracle", "--output", tmp_path)
     uncut, flowcut, oracle = report["rows"]
     assert (uncut["visual_tokens"], flowcut["visual_tokens"], oracle["visual_tokens"]) == (576, 64, 64)
