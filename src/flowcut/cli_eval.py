@@ -12,13 +12,24 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .cli_shared import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    prepare_mini,
+    quiet_libraries,
+    user_errors,
+)
+
 if TYPE_CHECKING:
     from .loading import LoadedModel
     from .tasks.evaluation import Asked, Row, RowPlan
 
 
 def eval_command(
-    model: Annotated[str, typer.Option(help="flowcut-mini, a folder or a hub id.")] = "flowcut-mini",
+    model: ModelOption = DEFAULT_MODEL,
     tasks: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
     method: Annotated[
         str, typer.Option("--method", "--methods", help="Names separated by commas; also oracle.")
@@ -34,16 +45,11 @@ def eval_command(
         typer.Option(min=1, help="At most so many questions, for a quick look.", show_default=False),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for rows, tables and figure.")] = Path("runs/eval"),
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, ...", show_default=False)] = None,  # noqa: UP045
-    dtype: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="float32, bfloat16 or float16.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy and costs on the built-in tasks; finished rows in the output folder are not measured again."""
-    from .cli import DEFAULT_MODEL, prepare_mini, quiet_libraries, user_errors
-
     errors = Console(stderr=True)
     with user_errors():
         if model == DEFAULT_MODEL:
