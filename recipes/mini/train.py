@@ -37,6 +37,9 @@ MOST_ASKED = {"exist": 6, "name": 6, "where": 6, "count": 4, "color": 3, "shape"
 COUNTS_KEPT = {"1": 0.2, "2": 0.4, "3": 0.8}
 """Share of the questions with these answers that are asked; scenes hold ones and twos far more often than sixes."""
 
+COMPACT = 1 / 3
+"""Share of the dialogues with averaged features that number them one by one, so that contents tell where they are."""
+
 REPORT_EVERY = 40
 """Dialogues between two rows of a log."""
 
@@ -138,7 +141,7 @@ def train(
     worker: int = 0,
     workers: int = 1,
     progress: Callable[[int, str], None] | None = None,
-    save_every: int = 200,
+    save_every: int = 40,
 ) -> Path:
     """Run a stage, or go on where it was interrupted.
 
@@ -244,6 +247,8 @@ def _step(
     positions = torch.arange(GRID * GRID)
     if stage.halved:
         features, wanted, positions = halve(features), halve_targets(wanted), halved_positions(GRID)
+        if random.random() < COMPACT:
+            positions = torch.arange(len(positions))
     projected = student.projector(features)
     questions = _asked(picture.scene, random)
     packed = student.packer.pack(questions, positions, random)
