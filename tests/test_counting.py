@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import families
 import pytest
 import tiny
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from flowcut import FlowCut, attach
 
 
-def counted(model: Any, inputs: dict[str, Any]) -> tuple[int, int, int]:
-    """What torch counts in tower, projector and decoder layers."""
-    with FlopCounterMode(display=False) as counter:
-        model(**inputs, use_cache=False)
-    counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
-    base = "LlavaForConditionalGeneration.model"
-    tower = counts[f"{base}.vision_tower"]
-    return tower, counts[f"{base}.multi_modal_projector"], counts[f"{base}.language_model"]
-
-
 @pytest.mark.parametrize("tower", ["clip", "dinov2", "vit"])
-@pytest.mark.filterwarnings("ignore:target_num")
-@torch.no_grad()
 def test_flops_against_torch(tower: str) -> None:
-    model = tiny.tiny_model(tower, attention="eager")
     inputs = {**tiny.batch([tiny.prompt(2)]), "pixel_values": tiny.pictures(2)}
-    uncut = counted(model, inputs)
-    with attach(model, FlowCut(target_num=9)) as handle:
-        cut = counted(model, inputs)
-        sequence = handle.trace.sequence
-    assert sequence is not None
-    for ours, theirs in ((sequence.flops[0], cut), (sequence.uncut_flops[0], uncut)):
-        # torch also sees the scoring (one row for each layer), the pooler, and rotary frequencies.
-        assert ours.projector == theirs[1]
-        assert ours.tower == pytest.approx(theirs[0], rel=0.06)
-        assert ours.prefill == pytest.approx(theirs[2], rel=0.02)
-    assert sequence.flops[0].total < 0.6 * sequence.uncut_flops[0].total
+    families.check_flops(tiny.tiny_model(tower, attention="eager"), inputs, FlowCut(target_num=9))
 
 
 @torch.no_grad()

@@ -32,6 +32,22 @@ def test_another_interval_still_ends_with_the_last_cut() -> None:
     assert [layer for layer in range(24) if schedule.cuts_after(layer, 23, every=6)] == [3, 9, 15, 21]
 
 
+def test_a_single_cut_is_the_last() -> None:
+    assert [layer for layer in range(24) if schedule.cuts_after(layer, 23, every=None)] == [21]
+
+
+def test_even_counts_end_at_the_target() -> None:
+    counts, targets = torch.tensor([576, 100, 64]), torch.tensor([64, 90, 64])
+    taken = []
+    for layer in range(1, 22, 2):
+        cut = schedule.even_count(counts, targets, schedule.layers_to_last_cut(layer, 23), 2)
+        taken.append(cut.tolist())
+        counts = counts - cut
+    assert counts.tolist() == targets.tolist()
+    assert {first for first, _, _ in taken} == {46, 47} and sum(first for first, _, _ in taken) == 512
+    assert schedule.even_count(torch.tensor([576]), torch.tensor([64]), 0, None).tolist() == [512]
+
+
 def test_entropy_of_known_distributions() -> None:
     shares = torch.tensor([[0.25] * 4, [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
     ratio = schedule.entropy_ratio(shares, torch.tensor([4, 4, 2]))

@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL and Qwen2.5-VL models with prompts, images and videos."""
+"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL models with prompts, images and videos."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 IMAGE, VIDEO, PAD = 155, 156, 0
@@ -38,7 +40,7 @@ TOKENS = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
 }
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def tiny_model(family: str, attention: str = "sdpa", depth: int = 6, seed: int = 0) -> Any:
@@ -50,6 +52,11 @@ def tiny_model(family: str, attention: str = "sdpa", depth: int = 6, seed: int =
         tower.update(embed_dim=32, hidden_size=64, mlp_ratio=2)
         config = Qwen2VLConfig(vision_config=tower, text_config=TEXT, **TOKENS)
         model = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=attention)
+    elif family == "qwen3_vl":
+        tower.update(hidden_size=32, intermediate_size=64, out_hidden_size=64, deepstack_visual_indexes=[0, 2, 4])
+        text = {**TEXT, "head_dim": 16}
+        newest = Qwen3VLConfig(vision_config=tower, text_config=text, **TOKENS)
+        model = Qwen3VLForConditionalGeneration._from_config(newest, attn_implementation=attention)
     else:
         tower.update(hidden_size=32, intermediate_size=64, out_hidden_size=64)
         tower.update(window_size=112, fullatt_block_indexes=[2, 5])
@@ -65,6 +72,8 @@ def tiny_model(family: str, attention: str = "sdpa", depth: int = 6, seed: int =
             if "weight" in name and parameter.dim() == 2:
                 parameter.normal_(0.0, 0.2)
     model.generation_config.eos_token_id = None
+    # A random model may well answer with a placeholder, which without a cache asks for one more image.
+    model.generation_config.suppress_tokens = [IMAGE, VIDEO]
     return model.eval()
 
 
@@ -84,8 +93,14 @@ def patches(grid: tuple[int, int, int], seed: int) -> Tensor:
     return torch.randn(count, 1, generator=generator) + 0.5 * torch.randn(count, 1176, generator=generator)
 
 
-def sample(images: list[tuple[int, int, int]], videos: list[tuple[int, int, int]], words: int, seed: int) -> Sample:
-    """A prompt with words before, between and behind its images and videos."""
+def sample(
+    images: list[tuple[int, int, int]],
+    videos: list[tuple[int, int, int]],
+    words: int,
+    seed: int,
+    frames_apart: bool = False,
+) -> Sample:
+    """A prompt with words before, between and behind its images and videos, or (Qwen3-VL) the videos' frames."""
     generator = torch.Generator().manual_seed(seed)
 
     def text(count: int) -> list[int]:
@@ -94,7 +109,9 @@ def sample(images: list[tuple[int, int, int]], videos: list[tuple[int, int, int]
     tokens = text(3)
     for token, grids in ((IMAGE, images), (VIDEO, videos)):
         for time, height, width in grids:
-            tokens += [START, *[token] * (time * height * width // 4), END, *text(2)]
+            for _ in range(time if frames_apart else 1):
+                count = height * width // 4 if frames_apart else time * height * width // 4
+                tokens += [START, *[token] * count, END, *text(2)]
     tokens += text(words)
     return Sample(
         tokens,
@@ -129,11 +146,12 @@ def batch(samples: list[Sample], side: str = "left") -> dict[str, Tensor]:
     return inputs
 
 
-def four() -> list[Sample]:
+def four(model: Any) -> list[Sample]:
     """Four different samples: one image, two images, none, a video with an image."""
+    frames_apart = model.config.model_type == "qwen3_vl"
     return [
         sample([(1, 8, 12)], [], 4, seed=1),
         sample([(1, 10, 6), (1, 6, 14)], [], 7, seed=2),
         sample([], [], 9, seed=3),
-        sample([(1, 12, 10)], [(3, 6, 10)], 5, seed=4),
+        sample([(1, 12, 10)], [(3, 6, 10)], 5, seed=4, frames_apart=frames_apart),
     ]

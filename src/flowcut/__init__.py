@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attaching import Handle, attach, detach, flowcut
     from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-    from .methods import METHODS, FlowCut, Method
+    from .methods import METHODS, FastV, FlowCut, Method, PyramidDrop, SparseVLM
     from .trace import ImageTrace, SequenceTrace, Trace
 
 __all__ = [
     "METHODS",
+    "FastV",
     "FlowCut",
     "FlowCutError",
     "Handle",
@@ -20,7 +21,9 @@ __all__ = [
     "Method",
     "NonFiniteError",
     "NotAppliedError",
+    "PyramidDrop",
     "SequenceTrace",
+    "SparseVLM",
     "Trace",
     "UnsupportedModelError",
     "attach",
@@ -31,7 +34,7 @@ __all__ = [
 _HOMES = {
     "attaching": ("Handle", "attach", "detach", "flowcut"),
     "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
-    "methods": ("METHODS", "FlowCut", "Method"),
+    "methods": ("METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "SparseVLM"),
     "trace": ("ImageTrace", "SequenceTrace", "Trace"),
 }
 

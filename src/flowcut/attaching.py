@@ -97,9 +97,15 @@ def attach(model: nn.Module, method: Method) -> Handle:
             f"{method.name} ranks patches by the CLS token, and {type(parts.tower.module).__name__} has none. Use a "
             "method that does not need it, such as FlowCut."
         )
+    packing = parts.tower.packing
+    if packing is not None and packing.deepstack and not method.cuts_groups():
+        raise UnsupportedModelError(
+            f"{type(parts.base).__name__} merges patches in the middle of its tower as well, so that only whole merge "
+            'groups can be cut. Use a method that cuts groups, such as FlowCut with merge_unit="group".'
+        )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    if parts.tower.packing is None:
+    if packing is None:
         budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
     for tower in parts.towers:
@@ -108,8 +114,7 @@ def attach(model: nn.Module, method: Method) -> Handle:
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
-    packed = parts.tower.packing is not None
-    vision = PackedStage(parts, method) if packed else VisionStage(family, parts, method)
+    vision = VisionStage(family, parts, method) if packing is None else PackedStage(parts, method)
     handle = Handle(model, method, parts, vision)
     parts.base.__dict__[HANDLE] = handle
     return handle

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from .compare import Comparison
     from .run import Outcome, RunResult
 
 DEFAULT_TARGET = 64
@@ -147,6 +148,69 @@ def run_command(
             Console(soft_wrap=True).print(f"Overlay written to {escape(str(overlay))}")
 
 
+@app.command("compare")
+def compare_command(
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(help="A folder or a hub id, in Hugging Face's or LLaVA's own format.", show_default=False),
+    ],
+    methods: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Names, separated by commas; all of `flowcut methods` if not given.", show_default=False),
+    ] = None,
+    target_num: Annotated[int, typer.Option(help="The budget of each, as it counts it.")] = DEFAULT_TARGET,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Draw what each method kept into this picture.", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each; the medians are shown.")] = 3,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="float32, bfloat16 or float16; by default bfloat16 on cuda, else float32.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Answer a question about an image with several methods, and show what each kept and cost."""
+    errors = Console(stderr=True)
+    with user_errors():
+        with errors.status("Starting ...") as status, quiet_libraries(errors):
+            from .compare import compare
+            from .loading import load_image, load_model
+            from .methods import METHODS, make_method
+            from .picture import check_path, save_comparison, seen_pixels
+
+            names = list(METHODS) if methods is None else [name.strip() for name in methods.split(",")]
+            chosen = [make_method(name, target_num) for name in dict.fromkeys(names)]
+            picture = load_image(image)
+            if output is not None:
+                check_path(output)
+            status.update(f"Loading {escape(model)} ...")
+            loaded = load_model(model, device, dtype)
+            status.update(f"Answering {(len(chosen) + 1) * (repeats + 1)} times ...")
+            result = compare(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
+            if output is not None:
+                status.update("Drawing ...")
+                image_processor = loaded.processor.image_processor
+                pixels = seen_pixels(result.pixel_values, image_processor, picture, result.image)
+                save_comparison(output, pixels, result)
+        if as_json:
+            typer.echo(json.dumps({"model": model, "image": str(image), **result.as_dict()}))
+            return
+        print_comparison(Console(), result)
+        if output is not None:
+            Console(soft_wrap=True).print(f"Picture written to {escape(str(output))}")
+
+
 @app.command("models")
 def models_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -237,6 +301,35 @@ def print_result(console: Console, result: RunResult) -> None:
             share = f"{after / before:.0%}" if before else "-"
             table.add_row(label, amount(before, unit), amount(after, unit), share)
         table.add_section()
+    console.print(table)
+
+
+def print_comparison(console: Console, result: Comparison) -> None:
+    """Print the table of methods."""
+    console.print(f"[bold]{escape(result.question)}[/]")
+    table = Table(
+        caption=f"Tokens are visual tokens: into the language model / mean over its layers. Times are medians of "
+        f"{result.repeats} run(s); FLOPs (tower, projector, prefill) are counted."
+    )
+    table.add_column("")
+    table.add_column("answer", overflow="fold")
+    for heading in ("tokens", "kv entries", "FLOPs", "tower", "prefill", "decoding"):
+        table.add_column(heading, justify="right")
+    for name, side, refusal in [
+        ("uncut", result.uncut, ""),
+        *((row.method.name, row.outcome, row.refusal) for row in result.rows),
+    ]:
+        if side is None:
+            table.add_row(escape(name), f"[yellow]refused: {escape(refusal)}[/]")
+            continue
+        table.add_row(
+            escape(name),
+            escape(side.answer) or "[dim](no text)[/]",
+            f"{side.visual_tokens} / {amount(side.visual_tokens_mean, '')}",
+            amount(side.kv_entries, ""),
+            amount(side.flops.total, "FLOP"),
+            *(amount(time, "s") for time in (side.seconds.tower, side.seconds.prefill, side.seconds.decoding)),
+        )
     console.print(table)
 
 

@@ -66,6 +66,7 @@ class ModelCosts:
         packing = parts.tower.packing
         width = packing.width if packing else tower.hidden_size
         values = packing.values if packing else tower.num_channels * parts.tower.patch_size**2
+        mergers = [parts.projector, *(packing.deepstack if packing else ())]
         projection = 0 if packing else linear_flops(parts.tower.projections[0])
         return cls(
             patch_embedding=2 * values * width,
@@ -74,7 +75,7 @@ class ModelCosts:
             tower_inner_linear=linear_flops(parts.tower.attentions[0]) - projection,
             tower_outer_linear=linear_flops(parts.tower.mlps[0]) + projection,
             tower_width=width,
-            projector_linear=linear_flops(parts.projector),
+            projector_linear=sum(linear_flops(merger) for merger in mergers),
             decoder_layers=len(parts.decoder_layers),
             decoder_linear=linear_flops(parts.decoder_layers[0]),
             decoder_width=heads * head_size,

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +18,12 @@ from torch import Tensor
 
 from .trace import ImageTrace
 
+if TYPE_CHECKING:
+    from .compare import Comparison
+
 Pixels = NDArray[np.float32]
+Panel = tuple[str, "NDArray[np.bool_] | None"]
+"""A title, and ``[height, width]`` of the patch grid, true where a patch is left; ``None`` where nothing is cut."""
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 MAX_COLUMNS = 6
@@ -33,6 +38,7 @@ CHARACTER_INCHES = 0.08
 MARGIN_INCHES = 0.18
 MIN_WIDTH_INCHES = 5.2
 HEADER_LINES = 4
+ANSWER_CHARACTERS = 24
 PATCH_PIXELS = 28
 """Side of a merge group in pictures of flattened patches."""
 OUTLINE = "#ffc857"
@@ -123,9 +129,21 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
     Returns:
         A figure of its own; no global state of matplotlib is touched.
     """
-    panels: list[tuple[str, NDArray[np.bool_] | None]] = [(f"input · {trace.patches} patches", None)]
+    panels: list[Panel] = [(f"input · {trace.patches} patches", None)]
     for layer, kept in sorted(trace.kept_after_layer.items()):
         panels.append((f"layer {layer} · {len(kept)} of {trace.patches} patches", kept_grid(kept, trace.grid)))
+    return draw_panels(pixels, trace.grid, panels, header)
+
+
+def draw_panels(pixels: Pixels, grid: tuple[int, ...], panels: Sequence[Panel], header: Sequence[str] = ()) -> Figure:
+    """The same image several times, each with other patches left.
+
+    Args:
+        pixels: the image as the model saw it, ``[height, width, 3]`` in [0, 1].
+        grid: (height, width) of its patches, or (tiles, height, width).
+        panels: a title and the patches that are left, or ``None`` for the image as it is.
+        header: see :func:`draw_cuts`.
+    """
     rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     scale = PANEL_INCHES / max(pixels.shape[:2])
@@ -159,7 +177,8 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
         bottom = height - header_height - row * row_height - TITLE_INCHES - panel_height - MARGIN_INCHES / 2
         x = left + column * (panel_width + GAP_INCHES)
         axes = figure.add_axes((x / width, bottom / height, panel_width / width, panel_height / height), label=title)
-        draw_panel(axes, pixels, (trace.grid[-2], trace.patches // trace.grid[-2]), alive)
+        shape = (grid[-2], math.prod(grid) // grid[-2]) if alive is None else alive.shape
+        draw_panel(axes, pixels, shape, alive)
         axes.set_title(title, fontsize=8, color=INK, pad=4)
     return figure
 
@@ -179,6 +198,36 @@ def wrapped(text: str, inches: float) -> list[str]:
     """``text`` in lines that fit into ``inches``, the last one shortened where there are too many."""
     columns = int(inches / CHARACTER_INCHES)
     return textwrap.wrap(text, columns, max_lines=HEADER_LINES, placeholder=" …") or [""]
+
+
+def draw_comparison(pixels: Pixels, result: Comparison) -> Figure:
+    """One panel for the input and one for every method, with what its last decoder layer still saw.
+
+    Args:
+        pixels: the image as the model saw it, ``[height, width, 3]`` in [0, 1].
+        result: the comparison; methods that refused the model are left out.
+    """
+    panels: list[Panel] = [(f"uncut: {shortened(result.uncut.answer)}", None)]
+    for row in result.rows:
+        if row.outcome is not None and row.kept is not None:
+            title = f"{row.method.name} · {len(row.kept)}: {shortened(row.outcome.answer)}"
+            panels.append((title, kept_grid(row.kept, row.grid)))
+    return draw_panels(pixels, result.image.grid, panels, [result.question])
+
+
+def shortened(answer: str) -> str:
+    """An answer that fits above a panel."""
+    return textwrap.shorten(answer or "(no text)", ANSWER_CHARACTERS, placeholder=" …")
+
+
+def save_comparison(path: str | Path, pixels: Pixels, result: Comparison) -> None:
+    """:func:`draw_comparison` into a file; its ending says which format.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`check_path`.
+    """
+    check_path(path)
+    draw_comparison(pixels, result).savefig(path)
 
 
 def save_cuts(path: str | Path, pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> None:
@@ -206,6 +255,6 @@ def check_path(path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"The overlay {str(path)!r} must end in one of {', '.join(FORMATS)}.")
+        raise ValueError(f"The picture {str(path)!r} must end in one of {', '.join(FORMATS)}.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder {str(path.parent)!r} for the overlay does not exist.")
+        raise FileNotFoundError(f"The folder {str(path.parent)!r} for the picture does not exist.")

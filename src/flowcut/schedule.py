@@ -21,10 +21,13 @@ def layers_to_last_cut(layer: int, feature_layer: int) -> int:
     return feature_layer - 2 - layer
 
 
-def cuts_after(layer: int, feature_layer: int, every: int = 2) -> bool:
-    """Whether tokens are cut after the MLP of ``layer``: every ``every`` layers, counted from the last cut."""
+def cuts_after(layer: int, feature_layer: int, every: int | None = 2) -> bool:
+    """Whether tokens are cut after the MLP of ``layer``: every ``every`` layers, counted from the last cut.
+
+    With ``every`` ``None`` they are cut at the last cut only.
+    """
     remaining = layers_to_last_cut(layer, feature_layer)
-    return remaining >= 0 and remaining % every == 0
+    return remaining == 0 or (every is not None and remaining > 0 and remaining % every == 0)
 
 
 def entropy_ratio(relation_share: Tensor, counts: Tensor) -> Tensor:
@@ -61,3 +64,19 @@ def cut_count(ratio: Tensor, counts: Tensor, targets: Tensor, remaining: int) ->
         return surplus
     wanted = torch.round(surplus.float() / remaining**0.5 * (1.0 - ratio**2)).long()
     return torch.minimum(wanted.clamp(min=0), surplus)
+
+
+def even_count(counts: Tensor, targets: Tensor, remaining: int, every: int | None) -> Tensor:
+    """How many patches each image loses at one cut where all cuts that are left take equal shares.
+
+    Args:
+        counts: patches alive, ``[B]``.
+        targets: ``T``, ``[B]``.
+        remaining: :func:`layers_to_last_cut`.
+        every: layers between cuts, ``None`` for a single one.
+
+    Returns:
+        ``[B]``, int64; the last cut takes what is left.
+    """
+    cuts_left = 1 if every is None else remaining // every + 1
+    return (counts - targets).clamp(min=0) // cuts_left

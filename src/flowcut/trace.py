@@ -15,7 +15,7 @@ from .counting import Flops, ModelCosts
 
 if TYPE_CHECKING:
     from .models.base import ImageLayout
-    from .stages.decoder import Stretch
+    from .stages.decoder_pass import Stretch
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,24 @@ class ImageTrace:
 
     @property
     def patches(self) -> int:
-        """Patches of the uncut image, over all tiles."""
-        return sum(tile.patches for tile in self.tiles)
+        """Patches of the uncut image, over all tiles; where its patches are pooled, the pooled tokens."""
+        return sum(self._per_tile)
+
+    @property
+    def _per_tile(self) -> list[int]:
+        """Entries of the grid that every tile has."""
+        pooled = self.layout.pooled
+        return [tile.patches if pooled is None else len(pooled) for tile in self.tiles]
 
     @property
     def projected(self) -> int:
         """Tokens that the uncut model takes through its projector."""
-        return self.placeholders if self.layout.complete else self.patches
+        return self.placeholders if self.layout.complete else sum(tile.patches for tile in self.tiles)
+
+    @property
+    def projected_now(self) -> int:
+        """Tokens that went through the projector."""
+        return self.visual_tokens if self.layout.pooled is None else self.projected
 
     @property
     def placeholders(self) -> int:
@@ -102,12 +113,16 @@ class ImageTrace:
 
     @property
     def kept(self) -> Tensor:
-        """Indices of the patches that left the tower, into ``grid`` (row-major), sorted; int64 ``[K]``."""
+        """Indices of the patches (or groups, or pooled tokens) that stay, into ``grid``, sorted; int64 ``[K]``."""
+        if self.layout.pooled is not None:
+            return self.placeholder_kept[: self.patches].nonzero()[:, 0]
         return self._flat([tile.kept for tile in self.tiles])
 
     @property
     def kept_after_layer(self) -> dict[int, Tensor]:
         """The patches alive after each layer that cut (all of a tile that did not cut there), by layer."""
+        if self.layout.pooled is not None:
+            return {} if self.whole else {self.tiles[0].layers_run - 1: self.kept}
         alive = [torch.arange(tile.patches, device=tile.kept.device) for tile in self.tiles]
         after: dict[int, Tensor] = {}
         for layer in sorted({layer for tile in self.tiles for layer in tile.kept_after_layer}):
@@ -169,6 +184,34 @@ class SequenceTrace:
         """``[B, past + L]``, 1 for the real tokens entering the language model."""
         return self.stretches[0].attended
 
+    def patches_at_the_end(self, image: int) -> Tensor:
+        """The patches of an image that the last decoder layer still sees, into its ``grid`` (row-major), sorted.
+
+        Args:
+            image: number of the image in :attr:`Trace.images`.
+
+        Returns:
+            int64 ``[K]``; tokens that are no patches (CLS, separators) are left out.
+        """
+        first, last = self.stretches[0], self.stretches[-1]
+        row = int((first.image == image).any(dim=1).nonzero()[0, 0])
+        entered = first.cut.columns()[row][first.image[row] == image]
+        left = last.cut.columns()[row][last.image[row] == image]
+        number = image - sum(len(images) for images in self.images_of[:row])
+        trace = self.images_of[row][number]
+        placeholders = trace.placeholder_kept.nonzero()[:, 0].to(entered.device)[torch.isin(entered, left)]
+        tokens = trace.layout.tokens.to(placeholders.device)[placeholders]
+        return tokens[tokens >= 0].sort().values
+
+    @property
+    def recycled_tokens(self) -> tuple[int, ...]:
+        """Per sample, the tokens that are means of cut ones (SparseVLM), over all cuts inside the language model."""
+        counts = [0] * len(self.images_of)
+        for stretch in self.stretches:
+            for merged in stretch.recycled:
+                counts[merged.row] += len(merged.places)
+        return tuple(counts)
+
     @cached_property
     def layers_of_stretch(self) -> list[int]:
         """How many decoder layers each stretch has."""
@@ -213,7 +256,7 @@ class SequenceTrace:
                     for image in images
                     for tile in image.tiles
                 ),
-                projector=sum(self.costs.projector(image.visual_tokens) for image in images),
+                projector=sum(self.costs.projector(image.projected_now) for image in images),
                 prefill=sum(
                     self.costs.decoder(layers, tokens)
                     for layers, tokens in zip(self.layers_of_stretch, per_stretch, strict=True)

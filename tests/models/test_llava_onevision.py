@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: a tower without CLS, images of different sizes and tiles, videos refused unless whole."""
+"""LLaVA-OneVision: a tower without CLS, images of different sizes and tiles, videos pooled behind the tower."""
 
 from __future__ import annotations
 
@@ -136,15 +136,91 @@ def test_an_image_that_the_model_scales_down_is_refused() -> None:
         assert torch.equal(model(**inputs).logits, uncut)
 
 
+def video(seed: int, kinds: str = "v") -> families.Sample:
+    """A prompt with an image of one tile for every "i" and a video for every "v"."""
+    sizes = {"i": (tiny.IMAGE_TOKEN, tiny.PATCHES + 1), "v": (families.VIDEO_TOKEN, VIDEO_TOKENS)}
+    tensors: dict[str, Tensor] = {}
+    if "i" in kinds:
+        # Several images in a prompt have one tile each.
+        tensors["pixel_values"] = tiny.pictures(kinds.count("i"), seed)[:, None]
+        tensors["image_sizes"] = torch.tensor([[SIDE, SIDE]] * kinds.count("i"))
+        tensors["batch_num_images"] = torch.tensor([kinds.count("i")])
+    if "v" in kinds:
+        tensors["pixel_values_videos"] = tiny.pictures(kinds.count("v") * FRAMES, seed + 50).unflatten(0, (-1, FRAMES))
+    return {"input_ids": families.prompt([sizes[kind] for kind in kinds], seed=seed), **tensors}
+
+
+VIDEOS = [video(1), video(2, "vv"), {"input_ids": families.prompt([], seed=3)}, video(4, "iiv")]
+
+
+@pytest.mark.parametrize("video_budget", ["equal", "pooled"])
+@pytest.mark.parametrize("budget", [{"target_num": 11}, {"retain_ratio": 0.4}])
+def test_a_batch_of_videos_equals_single_runs(budget: dict[str, Any], video_budget: Any) -> None:
+    families.check_batch(tiny_model(), VIDEOS, FlowCut(**budget, video_budget=video_budget))
+
+
+def test_videos_pass_whole_and_leave_nothing_behind() -> None:
+    inputs = families.collate(VIDEOS)
+    families.check_uncut(tiny_model(), inputs)
+    families.check_detach(tiny_model(), inputs, FlowCut(target_num=11))
+    families.check_loss(tiny_model(), inputs, FlowCut(target_num=11))
+    families.check_flops(tiny_model("eager"), families.collate(VIDEOS[:1]), FlowCut(target_num=11))
+
+
+@pytest.mark.parametrize("image_newline", [False, True])
 @torch.no_grad()
-def test_videos_are_refused_unless_they_pass_whole() -> None:
+def test_kept_tokens_of_a_video_are_those_of_the_uncut_model(image_newline: bool) -> None:
     model = tiny_model()
-    video = tiny.pictures(2 * FRAMES).unflatten(0, (2, FRAMES))
-    prompts = [{"input_ids": families.prompt([(families.VIDEO_TOKEN, VIDEO_TOKENS)], words)} for words in (3, 5)]
-    inputs = {**families.collate(prompts), "pixel_values_videos": video}
-    uncut = model(**inputs).logits
-    with attach(model, FlowCut(target_num=20)), pytest.raises(UnsupportedModelError, match="pools the frames"):
-        model(**inputs)
-    with attach(model, FlowCut(target_num=100)) as handle:
-        assert torch.equal(model(**inputs).logits, uncut)
-        assert [image.visual_tokens for image in handle.trace.images] == [VIDEO_TOKENS] * 2
+    pixels = video(5)["pixel_values_videos"]
+    uncut = model.model.get_video_features(pixels).pooler_output[0]
+    with attach(model, FlowCut(target_num=11, image_newline=image_newline)):
+        output = model.model.get_video_features(pixels)
+    (trace,) = output.flowcut_images
+    assert trace.grid == (FRAMES, 3, 3) and trace.patches == FRAMES * 9
+    assert [int(((trace.kept // 9) == frame).sum()) for frame in range(FRAMES)] == [4, 4, 3]
+    expected = uncut[torch.cat([trace.kept, torch.tensor([VIDEO_TOKENS - 1])])] if image_newline else uncut[trace.kept]
+    assert torch.equal(output.pooler_output[0], expected)
+    assert trace.tokens_after_layer == [FRAMES * tiny.PATCHES] * 8
+
+
+@torch.no_grad()
+def test_pooled_tokens_are_ranked_by_the_importance_of_their_patches() -> None:
+    """Against brute force, on 7 x 7 patches, where the four squares of the interpolation overlap."""
+    config = tiny_model().config
+    config.vision_config.image_size = 7 * 14
+    model = families.build(LlavaOnevisionForConditionalGeneration, config, ("vision_tower",))
+    pixels = torch.randn(1, 2, 3, 98, 98, generator=torch.Generator().manual_seed(3))
+    tower = model.model.vision_tower
+    importance: list[Tensor] = []
+
+    def score(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        query, key, value = (
+            projection(hidden).reshape(2, 49, 4, 8).transpose(1, 2)
+            for projection in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        relation = torch.softmax(query.mean(2, keepdim=True) @ key.mT / 8**0.5, dim=-1).mean(1)[:, 0]
+        semantic = torch.softmax(value.mean(2, keepdim=True) @ value.mT, dim=-1).mean(1)[:, 0]
+        importance.append((relation + semantic) * value.mean(1).abs().sum(-1))
+
+    hooks = [layer.self_attn.register_forward_pre_hook(score, with_kwargs=True) for layer in tower.encoder.layers]
+    model.model.get_video_features(pixels)
+    for hook in hooks:
+        hook.remove()
+    # The model reads the last layer's output, so the last cut would follow the layer before it.
+    total = importance[0]
+    for current in importance[1:7]:
+        total = 0.5 * total + 0.5 * current
+    pooled = torch.nn.functional.interpolate(total.reshape(2, 1, 7, 7), size=(4, 4), mode="bilinear").flatten(1)
+    expected = [frame.topk(5).indices.sort().values + 16 * number for number, frame in enumerate(pooled)]
+    with attach(model, FlowCut(target_num=10)):
+        (trace,) = model.model.get_video_features(pixels).flowcut_images
+    assert trace.kept.tolist() == torch.cat(expected).tolist()
+
+
+@torch.no_grad()
+def test_methods_that_cannot_rank_pooled_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(FlowCut, "ranks_pooled", False)
+    with attach(model, FlowCut(target_num=11)), pytest.raises(UnsupportedModelError, match="pools the frames"):
+        model(**families.collate(VIDEOS[:1]))

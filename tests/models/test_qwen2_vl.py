@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import tiny_qwen
 import torch
-from families import fingerprint
+from families import check_flops, fingerprint
 from tiny_qwen import FAMILIES, batch, four, sample
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -38,7 +37,9 @@ def model(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_a_batch_gives_what_single_runs_give(model: Any, method: FlowCut, side: str) -> None:
-    samples = four()
+    if model.config.model_type == "qwen3_vl" and not method.cuts_groups():
+        pytest.skip("Qwen3-VL merges in the middle of its tower")
+    samples = four(model)
     with attach(model, method) as handle:
         kept, logits, generated = [], [], []
         for one in samples:
@@ -65,9 +66,26 @@ def test_a_batch_gives_what_single_runs_give(model: Any, method: FlowCut, side: 
             assert result[:, :-6].tolist() == inputs["input_ids"].tolist()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_batch_through_a_tower_of_odd_depth(family: str) -> None:
+    model = tiny_qwen.tiny_model(family, depth=5)
+    with attach(model, FlowCut(target_num=5)) as handle:
+        kept, logits = [], []
+        for one in four(model):
+            logits.append(model(**batch([one])).logits[0])
+            kept += [image.kept.tolist() for image in handle.trace.images]
+        together = model(**batch(four(model))).logits
+        assert [image.kept.tolist() for image in handle.trace.images] == kept
+        # The first cut follows the first layer, the last one the last.
+        assert {0, 4} <= {layer for image in handle.trace.images for layer in image.kept_after_layer}
+    for row, single in zip(together, logits, strict=True):
+        torch.testing.assert_close(row[-len(single) :], single, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_counts_and_grids(model: Any) -> None:
-    inputs = batch(four())
+    inputs = batch(four(model))
     with attach(model, FlowCut(target_num=5)) as handle:
         output = model(**inputs)
         images, sequence = handle.trace.images, handle.trace.sequence
@@ -76,7 +94,7 @@ def test_counts_and_grids(model: Any) -> None:
     assert [len(image.kept) for image in images] == [10] * 5
     assert sequence.visual_tokens == (10, 20, 0, 20)
     assert [int((row >= 0).sum()) for row in sequence.stretches[-1].image] == [5, 10, 0, 10]
-    lengths = [len(one.tokens) for one in four()]
+    lengths = [len(one.tokens) for one in four(model)]
     assert output.logits.shape[1] == max(
         lengths[0] - 24 + 5, lengths[1] - 36 + 10, lengths[2], lengths[3] - 30 - 45 + 10
     )
@@ -94,7 +112,7 @@ def test_counts_and_grids(model: Any) -> None:
 
 @torch.no_grad()
 def test_kept_tokens_keep_the_positions_of_the_uncut_model(model: Any) -> None:
-    inputs = batch(four())
+    inputs = batch(four(model))
     seen: list[torch.Tensor] = []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
@@ -118,7 +136,7 @@ def test_kept_tokens_keep_the_positions_of_the_uncut_model(model: Any) -> None:
 
 @torch.no_grad()
 def test_decoding_goes_on_behind_the_uncut_positions(model: Any) -> None:
-    inputs = batch(four())
+    inputs = batch(four(model))
     places: list[torch.Tensor] = []
     rotary = model.model.language_model.rotary_emb.register_forward_pre_hook(
         lambda module, args, kwargs: places.append(kwargs.get("position_ids", args[-1])), with_kwargs=True
@@ -152,7 +170,8 @@ def test_images_do_not_see_one_another(model: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_budget_for_everything_is_exactly_the_uncut_model(family: str, method: FlowCut, attention: str) -> None:
-    model, inputs = tiny_qwen.tiny_model(family, attention), batch(four())
+    model = tiny_qwen.tiny_model(family, attention)
+    inputs = batch(four(model))
     expected = model(**inputs).logits
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     with attach(model, method) as handle:
@@ -165,7 +184,8 @@ def test_a_budget_for_everything_is_exactly_the_uncut_model(family: str, method:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_detach_leaves_nothing_behind(family: str, attention: str) -> None:
-    model, inputs = tiny_qwen.tiny_model(family, attention), batch(four())
+    model = tiny_qwen.tiny_model(family, attention)
+    inputs = batch(four(model))
     expected = model(**inputs).logits
 
     before = fingerprint(model)
@@ -183,7 +203,7 @@ def test_detach_leaves_nothing_behind(family: str, attention: str) -> None:
 def test_both_attentions_keep_the_same(model: Any) -> None:
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
-    inputs = batch(four())
+    inputs = batch(four(model))
     kept, logits = [], []
     for one in (model, eager):
         with attach(one, FlowCut(target_num=5)) as handle:
@@ -197,12 +217,12 @@ def test_both_attentions_keep_the_same(model: Any) -> None:
 
 @torch.no_grad()
 def test_generation_with_and_without_cache_and_with_beams(model: Any) -> None:
-    inputs = batch(four())
+    inputs = batch(four(model))
     with attach(model, FlowCut(target_num=5, decoder_layer=None)):
         cached = model.generate(**inputs, max_new_tokens=5, do_sample=False)
         assert torch.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=False), cached)
         # transformers 5.18 itself mixes up the images of a sample that has several when it repeats them for beams.
-        samples = [one for one in four() if len(one.images) < 2]
+        samples = [one for one in four(model) if len(one.images) < 2]
         beams = model.generate(**batch(samples), max_new_tokens=5, do_sample=False, num_beams=3)
         for row, one in enumerate(samples):
             alone = model.generate(**batch([one]), max_new_tokens=5, do_sample=False, num_beams=3)
@@ -211,7 +231,7 @@ def test_generation_with_and_without_cache_and_with_beams(model: Any) -> None:
 
 @torch.no_grad()
 def test_a_conversation_goes_on(model: Any) -> None:
-    samples = four()
+    samples = four(model)
     inputs = batch(samples)
     with attach(model, FlowCut(target_num=5, decoder_layer=None)):
         first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
@@ -245,7 +265,7 @@ def test_an_image_that_only_the_decoder_cuts(model: Any) -> None:
 
 @torch.no_grad()
 def test_a_decoding_step_by_hand(model: Any) -> None:
-    inputs = batch(four())
+    inputs = batch(four(model))
     with attach(model, FlowCut(target_num=5)):
         expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
         output = model(**inputs, past_key_values=DynamicCache(config=model.config.text_config), use_cache=True)
@@ -260,7 +280,7 @@ def test_a_decoding_step_by_hand(model: Any) -> None:
 
 
 def test_loss_is_that_of_the_kept_tokens(model: Any) -> None:
-    inputs = batch(four())
+    inputs = batch(four(model))
     labels = inputs["input_ids"].masked_fill(inputs["mm_token_type_ids"] > 0, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
     with attach(model, FlowCut(target_num=5)) as handle:
@@ -278,7 +298,7 @@ def test_loss_is_that_of_the_kept_tokens(model: Any) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients(model: Any) -> None:
     model = copy.deepcopy(model)
-    inputs = batch(four())
+    inputs = batch(four(model))
     gradients = []
     with attach(model, FlowCut(target_num=5, decoder_layer=None)):
         for enabled in (False, True):
@@ -293,7 +313,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: Any) -> None:
 
 @torch.no_grad()
 def test_text_only_passes_untouched(model: Any) -> None:
-    inputs = batch([four()[2]])
+    inputs = batch([four(model)[2]])
     expected = model(**inputs).logits
     with attach(model, FlowCut(target_num=5)) as handle:
         assert torch.equal(model(**inputs).logits, expected)
@@ -302,7 +322,7 @@ def test_text_only_passes_untouched(model: Any) -> None:
 
 @torch.no_grad()
 def test_errors(model: Any) -> None:
-    inputs = batch(four()[:2])
+    inputs = batch(four(model)[:2])
     with pytest.raises(ValueError, match="more than the language model can read"):
         attach(model, FlowCut(target_num=5000))
     with attach(model, FlowCut(target_num=5)):
@@ -321,37 +341,15 @@ def test_errors(model: Any) -> None:
         FlowCut(target_num=5, merge_unit="row")  # type: ignore[arg-type]
 
 
-def counted(model: Any, inputs: dict[str, Any]) -> tuple[int, int, int]:
-    """What torch counts in tower, merger and decoder layers."""
-    with FlopCounterMode(display=False) as counter:
-        model(**inputs, use_cache=False)
-    counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
-    base = f"{type(model).__name__}.model"
-    merger = counts[f"{base}.visual.merger"]
-    return counts[f"{base}.visual"] - merger, merger, counts[f"{base}.language_model"]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
 def test_flops_against_torch(family: str) -> None:
-    model = tiny_qwen.tiny_model(family, "eager")
-    inputs = batch([sample([(1, 14, 18), (1, 10, 20)], [(2, 12, 10)], 6, seed=41)])
-    uncut = counted(model, inputs)
-    with attach(model, FlowCut(target_num=9)) as handle:
-        cut = counted(model, inputs)
-        sequence = handle.trace.sequence
-    assert sequence is not None
-    for ours, theirs in ((sequence.flops[0], cut), (sequence.uncut_flops[0], uncut)):
-        # torch also sees the scoring (one row for each layer) and rotary frequencies.
-        assert ours.projector == theirs[1]
-        assert ours.tower == pytest.approx(theirs[0], rel=0.06)
-        assert ours.prefill == pytest.approx(theirs[2], rel=0.02)
-    assert sequence.flops[0].total < 0.75 * sequence.uncut_flops[0].total
+    inputs = batch([sample([(1, 14, 18), (1, 10, 20)], [(2, 12, 10)], 6, 41, family == "qwen3_vl")])
+    check_flops(tiny_qwen.tiny_model(family, "eager"), inputs, FlowCut(target_num=9))
 
 
 @torch.no_grad()
 def test_beams_with_the_second_cut(model: Any) -> None:
-    samples = [one for one in four() if len(one.images) < 2]
+    samples = [one for one in four(model) if len(one.images) < 2]
     with attach(model, FlowCut(target_num=5)):
         beams = model.generate(**batch(samples), max_new_tokens=5, do_sample=False, num_beams=3)
         for row, one in enumerate(samples):

@@ -83,7 +83,7 @@ def test_variable_length_attention_sees_the_same_segments(family: str) -> None:
         return torch.cat(outputs, dim=1), None
 
     model = tiny_qwen.tiny_model(family)
-    inputs = batch(four())
+    inputs = batch(four(model))
     with attach(model, FlowCut(target_num=5)) as handle:
         expected = model(**inputs).logits
         kept = [image.kept.tolist() for image in handle.trace.images]
@@ -100,7 +100,7 @@ def test_variable_length_attention_sees_the_same_segments(family: str) -> None:
 @torch.no_grad()
 def test_failures_are_named_and_leave_nothing_behind() -> None:
     model = tiny_qwen.tiny_model("qwen2_vl")
-    inputs = batch(four())
+    inputs = batch(four(model))
     with attach(model, FlowCut(target_num=5)):
         expected = model(**inputs).logits
         broken = {**inputs, "pixel_values": inputs["pixel_values"] * float("nan")}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from .base import Method
+from .fastv import FastV
 from .flowcut import FlowCut
+from .pyramiddrop import PyramidDrop
+from .sparsevlm import SparseVLM
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FlowCut,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FlowCut, FastV, PyramidDrop, SparseVLM)}
 
-__all__ = ["METHODS", "FlowCut", "Method", "make_method"]
+__all__ = ["METHODS", "FastV", "FlowCut", "Method", "PyramidDrop", "SparseVLM", "make_method"]
 
 
 def make_method(name: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:

@@ -26,6 +26,7 @@ class TowerPass:
         feature_layer: the hidden state the model reads, a positive index (0 is the embedding output).
         device: where the activations live.
         frames: rows of each video, which share its budget; empty for images.
+        ranks: whether nothing is cut in the tower, and patches are only ranked, for :meth:`VisionPolicy.choose_pooled`.
         packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
             are then groups of them where :meth:`Method.cuts_groups` says so.
     """
@@ -35,6 +36,7 @@ class TowerPass:
     feature_layer: int
     device: torch.device
     frames: tuple[int, ...] = ()
+    ranks: bool = False
     packed: bool = False
 
 
@@ -85,6 +87,17 @@ class VisionPolicy(ABC):
     def select(self, layer: int) -> Selection | None:
         """The patches that go on after ``layer``, or ``None`` where this layer cuts nothing."""
 
+    def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
+        """The tokens that stay, where patches are pooled behind the tower and it stays whole.
+
+        Called behind the last layer, if :attr:`Method.ranks_pooled`.
+
+        Args:
+            weights: float ``[tokens, patches]``, the weight of every patch in every pooled token of a row.
+            targets: how many tokens of each row stay.
+        """
+        raise TypeError(f"{type(self).__name__} does not rank pooled tokens.")
+
 
 @dataclass(frozen=True)
 class DecoderView:
@@ -98,6 +111,7 @@ class DecoderView:
         image: ``[B, S]``, which of the batch's images (or videos) a visual token belongs to, -1 for text.
         real: ``[B, S]``, false for padding.
         last: ``[B]``, the column of each sample's last prompt token (not of tokens generated without a cache).
+        source: ``[B, S]``, the column of the uncut prompt behind every column, -1 in padding.
         targets: how many visual tokens of each image may stay.
     """
 
@@ -109,7 +123,25 @@ class DecoderView:
     image: Tensor
     real: Tensor
     last: Tensor
+    source: Tensor
     targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recycled:
+    """Cut tokens that go on as the means of clusters.
+
+    Attributes:
+        row: the sample.
+        members: ``[N]``, columns of the tokens that are merged.
+        cluster: ``[N]``, the cluster of each, from 0.
+        places: ``[C]``, the column at which each cluster's mean goes on.
+    """
+
+    row: int
+    members: Tensor
+    cluster: Tensor
+    places: Tensor
 
 
 class DecoderPolicy(ABC):
@@ -118,6 +150,22 @@ class DecoderPolicy(ABC):
     @abstractmethod
     def select(self, view: DecoderView) -> Tensor:
         """The columns that go on after the layer: boolean ``[B, S]``; text always stays."""
+
+    def enter(self, hidden: Tensor, image: Tensor, last: Tensor) -> None:  # noqa: B027
+        """Take in the embeddings ``[B, S, width]`` that the language model starts from; by default nothing.
+
+        Args:
+            image, last: see :class:`DecoderView`; the columns are those that entered the language model.
+        """
+
+    def recycle(self, layer: int, hidden: Tensor) -> list[Recycled]:
+        """What becomes of the tokens that :meth:`select` just cut; by default they are gone.
+
+        Args:
+            layer: the layer that cut.
+            hidden: ``[B, S, width]``, its output for all tokens.
+        """
+        return []
 
 
 def check_budget(target_num: object, retain_ratio: object) -> None:
@@ -141,8 +189,15 @@ def check_budget(target_num: object, retain_ratio: object) -> None:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method:
     """Base of every method.
+
+    Class attributes:
+        requires_cls: whether it cannot do without a CLS token.
+        reads_text: whether the choice depends on the text.
+        cuts_tower: whether it cuts inside the vision tower; otherwise the language model gets all visual tokens.
+        ranks_ahead: whether a cut behind a decoder layer is chosen from q, k, v that the *next* layer computes of all
+            tokens, instead of that layer's own.
 
     Attributes:
         target_num: visual tokens of each image that reach the language model.
@@ -157,6 +212,10 @@ class Method(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     requires_cls: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+    cuts_tower: ClassVar[bool] = True
+    ranks_ahead: ClassVar[bool] = False
+    ranks_pooled: ClassVar[bool] = False
 
     target_num: int | None = None
     retain_ratio: float | None = None
@@ -213,6 +272,6 @@ class Method(ABC):
         """Whether a tower that merges patches into visual tokens is cut by whole groups, or patch by patch."""
         return True
 
-    @abstractmethod
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
-        """The policy for one pass; called only where there is something to cut."""
+        """The policy for one pass; called only where there is something to cut in the tower."""
+        raise TypeError(f"{type(self).__name__} says that it cuts inside the vision tower but has no vision_policy.")

@@ -12,6 +12,7 @@ from .. import flow, schedule
 from ..errors import NonFiniteError
 from ..selection import gather_tokens, top_in_order
 from .base import DecoderPolicy, DecoderView, LayerView, Method, Selection, TowerPass, VisionPolicy
+from .ranking import keep_best
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,12 @@ class FlowCut(Method):
 
     Attributes:
         history: weight of the past in the cumulative importance (paper, Table 10: 0.5).
-        cut_every: cut every so many layers, counted back from the last cut (paper, Table 11: 2).
+        cut_every: cut every so many layers, counted back from the last cut (paper, Table 11: 2). ``None`` cuts once, at
+            the last of these layers (the "single-layer" rows of Table 7).
+        adaptive: how many patches a cut takes follows the entropy of the global token's attention; otherwise every
+            cut takes an equal share of what has to go (Table 7 without A; the paper does not say how it shares out).
+        criteria: ``"all"`` scores by relation, semantic relevance and density; ``"relation"`` by the global token's
+            attention alone (Table 7 without M). Table 7 without C is ``history=0``.
         scale_semantic: divide ``v_g . v_j`` by sqrt(D), as the paper's pseudocode does; the released LLaVA code
             does not, and neither does the default.
         couple_batch: one cut count for the whole batch, the maximum over its images, as in the released code.
@@ -43,9 +49,12 @@ class FlowCut(Method):
 
     name: ClassVar[str] = "flowcut"
     summary: ClassVar[str] = "information flow to the global token, cut in every second vision layer"
+    ranks_pooled: ClassVar[bool] = True
 
     history: float = 0.5
-    cut_every: int = 2
+    cut_every: int | None = 2
+    adaptive: bool = True
+    criteria: Literal["all", "relation"] = "all"
     scale_semantic: bool = False
     couple_batch: bool = False
     decoder_layer: int | None = 1
@@ -58,9 +67,14 @@ class FlowCut(Method):
         super().__post_init__()
         if not 0.0 <= self.history < 1.0:
             raise ValueError(f"history must lie in [0, 1) (0 looks at the current layer only), got {self.history!r}.")
-        if not isinstance(self.cut_every, int) or isinstance(self.cut_every, bool) or self.cut_every < 1:
-            raise ValueError(f"cut_every must be an int of at least 1 (layers between cuts), got {self.cut_every!r}.")
-
+        every = self.cut_every
+        if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+            raise ValueError(
+                "cut_every must be an int of at least 1 (layers between cuts), or None for a single cut at the end, "
+                f"got {every!r}."
+            )
+        if self.criteria not in ("all", "relation"):
+            raise ValueError(f'criteria must be "all" or "relation", got {self.criteria!r}.')
         if self.tower_budget not in ("released", "paper"):
             raise ValueError(f'tower_budget must be "released" or "paper", got {self.tower_budget!r}.')
         if self.video_budget not in ("equal", "pooled"):
@@ -112,23 +126,7 @@ class FlowCutDecoderPolicy(DecoderPolicy):
     """The second cut: every image is cut to its budget, scored by the last token of its sample."""
 
     def select(self, view: DecoderView) -> Tensor:
-        keep = torch.ones_like(view.real)
-        for row in range(len(keep)):
-            for image in sorted(set(view.image[row].tolist()) - {-1}):
-                columns = (view.image[row] == image).nonzero()[:, 0]
-                target = view.targets[image]
-                if len(columns) <= target:
-                    continue
-                importance = self.importance(view, row, columns)
-                if not bool(torch.isfinite(importance).all()):
-                    raise NonFiniteError(
-                        f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
-                        "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
-                    )
-                chosen = top_in_order(importance, [target])
-                keep[row, columns] = False
-                keep[row, columns[chosen[0]]] = True
-        return keep
+        return keep_best(view, self.importance, view.targets)
 
     @staticmethod
     def importance(view: DecoderView, row: int, columns: Tensor) -> Tensor:
@@ -151,6 +149,7 @@ class FlowCutPolicy(VisionPolicy):
         self.method = method
         self.feature_layer = tower.feature_layer
         self.targets = tower.targets
+        self.ranks = tower.ranks
         self.pools = tower.frames if method.video_budget == "pooled" else ()
         self.semantic = method.packed_semantic or not tower.packed
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
@@ -161,17 +160,21 @@ class FlowCutPolicy(VisionPolicy):
         self._finite: list[tuple[int, Tensor]] = []
 
     def observe(self, view: LayerView) -> None:
-        if self.counts == self.targets:
+        if self.counts == self.targets and not self.ranks:
+            return
+        if self.ranks and schedule.layers_to_last_cut(view.layer, self.feature_layer) < 0:
             return
         valid = None if view.valid is None else view.valid[:, view.prefix :]
         self.valid = None if valid is None else valid[:, :: view.group]
         scale = view.scaling if self.method.scale_semantic else 1.0
         relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
         relation = flow.share(relation, valid)
-        semantic = torch.zeros_like(relation)
-        if self.semantic:
-            semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), valid)
-        current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
+        current = relation
+        if self.method.criteria == "all":
+            semantic = torch.zeros_like(relation)
+            if self.semantic:
+                semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), valid)
+            current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
         self.relation, self.group = relation, view.group
         current = flow.group_means(current, view.group)
         self.importance = flow.accumulate(self.importance, current, self.method.history)
@@ -194,24 +197,41 @@ class FlowCutPolicy(VisionPolicy):
         self.counts = counts
         return Selection(index, counts)
 
+    def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
+        assert self.importance is not None
+        for observed, flag in self._finite:
+            if not flag:
+                raise not_finite(observed)
+        importance = self.importance @ weights.mT
+        counts = pooled_counts(importance, targets, self.pools, None) if self.pools else targets
+        return Selection(top_in_order(importance, counts), counts)
+
     def _counts_after(self, layer: int, relation: Tensor) -> tuple[int, ...]:
         """Patches left after this cut; the one place per cut where the host waits for the device."""
         alive = torch.tensor(self.counts, device=relation.device)
         targets = torch.tensor(self.targets, device=relation.device)
         remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
-        cut = schedule.cut_count(schedule.entropy_ratio(relation, alive * self.group), alive, targets, remaining)
+        if self.method.adaptive:
+            cut = schedule.cut_count(schedule.entropy_ratio(relation, alive * self.group), alive, targets, remaining)
+        else:
+            cut = schedule.even_count(alive, targets, remaining, self.method.cut_every)
         if self.method.couple_batch:
             cut = torch.minimum(cut.max(), alive - targets)
         flags = torch.stack([flag for _, flag in self._finite]).long()
         values: list[int] = torch.cat([flags, alive - cut]).tolist()
         for (observed, _), is_finite in zip(self._finite, values, strict=False):
             if not is_finite:
-                raise NonFiniteError(
-                    f"Vision layer {observed} produced NaN or infinite attention inputs, so its tokens cannot be "
-                    "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
-                )
+                raise not_finite(observed)
         self._finite.clear()
         return tuple(values[len(flags) :])
+
+
+def not_finite(layer: int) -> NonFiniteError:
+    """The error for a vision layer whose tokens cannot be ranked."""
+    return NonFiniteError(
+        f"Vision layer {layer} produced NaN or infinite attention inputs, so its tokens cannot be "
+        "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
+    )
 
 
 def pooled_counts(

@@ -13,6 +13,7 @@ from .llava_next import LlavaNext
 from .llava_onevision import LlavaOnevision
 from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
+from .qwen3_vl import Qwen3VL
 from .video_llava import VideoLlava
 
 FAMILIES: tuple[ModelFamily, ...] = (
@@ -21,6 +22,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     VideoLlava(),
     Qwen2VL(),
     Qwen25VL(),
+    Qwen3VL(),
     LlavaOnevision(),
     Idefics3(),
     SmolVLM(),

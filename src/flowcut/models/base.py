@@ -23,6 +23,7 @@ class Packing:
             sequence, int64 ``[groups]``; ``None`` where the tower leaves them in order.
         width: size of a patch's hidden state.
         values: numbers in one raw patch.
+        deepstack: mergers of states from the middle of the tower, where the language model reads those too.
     """
 
     merger: nn.Module
@@ -31,6 +32,7 @@ class Packing:
     order: Callable[[Tensor, dict[str, Any]], Tensor | None]
     width: int
     values: int
+    deepstack: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class ModelParts:
         grid_positions: whether the language model's positions are (time, height, width), ``[3, B, L]``. Every kept
             token then keeps its own, whatever the method's ``positions`` says: the model reads them as places in
             the picture.
+        injection: the language model's method that adds the tower's intermediate features to the hidden states behind
+            one of its layers, called with those states, a mask of the visual tokens, and the features.
     """
 
     family: str
@@ -103,6 +107,7 @@ class ModelParts:
     group: int = 1
     shuffle: tuple[nn.Module, str] | None = None
     grid_positions: bool = False
+    injection: str | None = None
 
     def tower_of(self, modality: str) -> VisionTower:
         """The tower that encodes ``modality``."""
@@ -136,7 +141,11 @@ class ImageLayout:
         complete: whether every patch stands behind exactly one token and there are no separators.
         order: where patches are joined in groups, int64 ``[groups, patches in each]``: the patches of every group;
             ``grid`` and ``tokens`` then count groups.
-        blocked: why nothing can be cut, where that is so (of ``tokens`` only the number counts then), else empty.
+        pooled: where patches are pooled by interpolation behind the tower, float ``[tokens of a tile, patches]``: the
+            weight of every patch in every token. The tower then stays whole and the pooled tokens are cut; ``grid`` and
+            ``tokens`` count those.
+        blocked: why patches cannot be cut in the tower, where that is so, else empty. Without ``pooled`` nothing can
+            be cut then, and of ``tokens`` only the number counts.
     """
 
     tiles: int
@@ -144,6 +153,7 @@ class ImageLayout:
     tokens: Tensor
     complete: bool
     order: Tensor | None = None
+    pooled: Tensor | None = None
     blocked: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,16 @@ from .llava import Llava
 
 
 class LlavaOnevision(Llava):
-    """Images, one or several per prompt. Videos pass only whole: the model interpolates their features.
+    """Images, one or several per prompt, and videos.
 
     The budget of an image is shared out over its tiles in equal parts; what then lies in the padding of the tiles
     is left out, as the model itself does, and ``image_newline`` follows the method's field.
+
+    The frames of a video are pooled behind the tower: of 27 x 27 patches the model interpolates 14 x 14 tokens, some
+    of them from patches they share with a neighbour, so that no set of patches can leave the tower without changing
+    tokens that stay. The tower therefore runs whole; its layers are scored as ever, and the cut is made among the
+    pooled tokens, whose importance is that of their patches, averaged with the same weights. It saves the prefill (a
+    frame has 196 tokens there), not the tower.
     """
 
     name: ClassVar[str] = "llava_onevision"
@@ -75,17 +82,19 @@ class LlavaOnevision(Llava):
     def video_layouts(
         parts: ModelParts, images: int, grid: tuple[int, int], options: dict[str, Any]
     ) -> list[ImageLayout]:
-        """Layouts of videos, which can only pass whole."""
+        """Layouts of videos, whose frames are pooled and end with one separator for the whole video."""
         model: Any = parts.base
         frames = options["pixel_values_videos"].shape[1]
-        pooled = type(model).apply_pooling(model, torch.zeros(1, grid[0] * grid[1], 1))
-        tokens = torch.full((frames * pooled.shape[1] + 1,), SEPARATOR)
+        # The model's own pooling of patches that are each 1 in a channel of their own gives their weights.
+        weights = type(model).apply_pooling(model, torch.eye(grid[0] * grid[1])[None])[0]
+        height, width = (ceil(side / 2) for side in grid)
+        tokens = torch.cat([torch.arange(frames * len(weights)), torch.tensor([SEPARATOR])])
         blocked = (
             f"{type(model).__name__} pools the frames of a video by interpolation behind the tower, so that no visual "
-            "token belongs to one patch and none can be cut. Give the frames as images, detach for videos, or give a "
-            f"budget that covers all {len(tokens)} visual tokens of this video."
+            "token belongs to one patch, and this method can only cut patches. Use one that ranks pooled tokens, such "
+            f"as FlowCut, give the frames as images, or give a budget for all {len(tokens)} visual tokens."
         )
-        layout = ImageLayout(frames, (frames, *grid), tokens, complete=False, blocked=blocked)
+        layout = ImageLayout(frames, (frames, height, width), tokens, False, pooled=weights, blocked=blocked)
         return [layout] * (images // frames)
 
 

@@ -53,6 +53,8 @@ def expand_with_traces(
         order = [image for _, sample in images for image in [number for number, _ in sample] * expand_size]
         features = [output.pooler_output[image] for image in order]
         output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
+        if getattr(output, "deepstack_features", None) is not None:
+            output.deepstack_features = [[level[image] for image in order] for level in output.deepstack_features]
         setattr(output, TRACES, [traces[image] for image in order])
     return mm_encoder_output
 

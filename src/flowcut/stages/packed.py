@@ -7,11 +7,14 @@ in the uncut image, and to nothing else. As in ``vision.py`` the state of a pass
 
 Behind the merger, what is left stands at its uncut place among zeros, as the model's own code expects (it puts
 windows back in order and splits images by their uncut sizes); ``get_image_features`` then hands out the kept ones.
+
+States that a model reads from the middle of the tower (DeepStack) are those of tokens that may be cut later. Their
+mergers work on what is left in the end: they wait until the tower is through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -54,6 +57,7 @@ class PackedPass:
         self.bounds: dict[int, tuple[Tensor, Tensor]] = {}
         self._alive_now: Tensor | None = None
         self._rotary: tuple[Tensor, Any] | None = None
+        self._waiting: list[tuple[nn.Module, Tensor, Tensor | None]] = []
 
     def arguments(self, layer: int, given: dict[str, Any]) -> dict[str, Any]:
         """What ``layer`` must be called with instead of ``given``, which fits the uncut sequence."""
@@ -136,6 +140,21 @@ class PackedPass:
         places = [image.places().to(merged.device) + start for image, start in zip(self.images, starts, strict=False)]
         return merged.new_zeros(starts[-1], merged.shape[1]).index_copy(0, torch.cat(places), merged)
 
+    def postpone(self, merger: nn.Module, hidden: Tensor) -> None:
+        """Keep states ``[S, width]`` from the middle of the tower until it is known which tokens stay."""
+        self._waiting.append((merger, hidden, self._alive_now))
+
+    def merge_postponed(self) -> list[Tensor]:
+        """The features of :meth:`postpone`, in the form of :meth:`spread`."""
+        features = []
+        for merger, hidden, alive in self._waiting:
+            kept = self._alive_now
+            assert kept is not None
+            places = kept if alive is None else torch.searchsorted(alive, kept)
+            features.append(self.spread(merger(hidden[places.to(hidden.device)])))
+        self._waiting.clear()
+        return features
+
     def traces(self) -> list[ImageTrace]:
         """What happened to every image.
 
@@ -188,6 +207,7 @@ class PackedStage:
             tower.module.register_forward_pre_hook(self._enter, with_kwargs=True),
             tower.module.register_forward_hook(leave, with_kwargs=True),
             self.packing.merger.register_forward_hook(spread_output),
+            *(merger.register_forward_pre_hook(postpone_merging) for merger in self.packing.deepstack),
         ]
         for index, (layer, mlp) in enumerate(zip(tower.layers, tower.mlps, strict=True)):
             self.handles += [
@@ -221,7 +241,11 @@ class PackedStage:
 def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Hook behind the tower: leave the traces on its output."""
     _latest.set(None)
-    setattr(output, TRACES, kwargs[PASS_KEYWORD].traces())
+    current: PackedPass = kwargs[PASS_KEYWORD]
+    setattr(output, TRACES, current.traces())
+    intermediate = current.merge_postponed()
+    if intermediate:
+        output.deepstack_features = intermediate
     return output
 
 
@@ -263,13 +287,30 @@ def spread_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> T
     return None if current is None else current.spread(output)
 
 
+def postpone_merging(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Pre-hook of a merger of intermediate states: it gets nothing to do before the tower is through."""
+    current = _latest.get()
+    if current is None or not current.cuts:
+        return None
+    current.postpone(module, args[0])
+    return (args[0][:0], *args[1:])
+
+
 def hand_out_kept(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``get_image_features`` and its like: the features of the kept tokens, image by image."""
     as_tuple = kwargs.get("return_dict") is False
     outputs = original(*args, **{**kwargs, "return_dict": True})
     traces: list[ImageTrace] = getattr(outputs, TRACES)
-    outputs.pooler_output = tuple(
-        features if len(features) == trace.visual_tokens else features[trace.placeholder_kept.to(features.device)]
-        for trace, features in zip(traces, outputs.pooler_output, strict=True)
-    )
+    outputs.pooler_output = only_kept(traces, outputs.pooler_output)
+    intermediate = getattr(outputs, "deepstack_features", None)
+    if intermediate is not None:
+        outputs.deepstack_features = [only_kept(traces, features) for features in intermediate]
     return outputs.to_tuple() if as_tuple else outputs
+
+
+def only_kept(traces: list[ImageTrace], features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Features ``[tokens, width]`` of every image, without those of the cut tokens."""
+    return tuple(
+        tokens if len(tokens) == trace.visual_tokens else tokens[trace.placeholder_kept.to(tokens.device)]
+        for trace, tokens in zip(traces, features, strict=True)
+    )

@@ -28,7 +28,9 @@ class PackedImage:
         self.budget = method.tokens_to_keep(self.groups)
         self.size = packing.group if method.cuts_groups() else 1
         self.units = self.patches // self.size
-        self.tokens = method.packed_target(self.budget, self.groups, second_cut)
+        self.tokens = self.groups
+        if method.cuts_tower:
+            self.tokens = method.packed_target(self.budget, self.groups, second_cut)
         self.target = self.tokens * packing.group // self.size
         self.alive = torch.arange(self.units)
         self.policy: VisionPolicy | None = None

@@ -28,7 +28,8 @@ from .attention import PASS_KEYWORD
 from .axes import places_of
 from .cache import CacheState, read_states, write_states
 from .columns import all_columns, keep_columns, shifted_positions
-from .decoder import DecoderPass, DecoderStage, Stretch
+from .decoder import DecoderStage
+from .decoder_pass import DecoderPass, Stretch
 from .generation import expand_with_traces, new_columns, prefill, prompt_length
 from .overrides import Override
 from .placeholders import find_placeholders, image_traces, mark_kept
@@ -164,7 +165,7 @@ class SequenceStage:
                 targets = tuple(image.target for image in images)
                 length = min((prompt_length(outputs, tokens) for outputs in features.values()), default=columns)
                 cache = call.get("past_key_values")
-                current = DecoderPass(self.decoder, stretch, states or (before,), targets, length, cache)
+                current = DecoderPass(self.parts, self.method, stretch, states or (before,), targets, length, cache)
                 call[PASS_KEYWORD] = current
                 stretches = current.stretches
             _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))

@@ -20,16 +20,23 @@ class TilePlan:
     Attributes:
         layout: how it becomes visual tokens.
         targets: patches of each tile that leave the tower.
+        pooled_targets: where patches are pooled behind a tower that stays whole, pooled tokens of each tile that stay.
         target: visual tokens that stay in the end.
     """
 
     layout: ImageLayout
     targets: tuple[int, ...]
     target: int
+    pooled_targets: tuple[int, ...] = ()
 
-    def trace(self, tiles: tuple[TileTrace, ...], keep_separators: bool) -> ImageTrace:
-        """The image's trace, from what happened to its tiles."""
+    def trace(self, tiles: tuple[TileTrace, ...], keep_separators: bool, pooled: tuple[Tensor, ...] = ()) -> ImageTrace:
+        """The image's trace, from what happened to its tiles; ``pooled`` are the pooled tokens of each that stay."""
         tokens = self.layout.tokens.to(tiles[0].kept.device)
+        if pooled and self.layout.pooled is not None:
+            kept = (tokens == SEPARATOR) & keep_separators
+            per_tile = len(self.layout.pooled)
+            kept[torch.cat([chosen + number * per_tile for number, chosen in enumerate(pooled)])] = True
+            return ImageTrace(tiles, self.layout, kept, int(kept.sum()), self.target)
         if all(len(tile.kept) == tile.patches for tile in tiles):
             kept, count = torch.ones_like(tokens, dtype=torch.bool), len(tokens)
         else:
@@ -48,8 +55,12 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
     """
     available = len(layout.tokens)
     tokens = method.tokens_to_keep(available)
-    if tokens == available:
+    if tokens == available or not method.cuts_tower:
         return TilePlan(layout, (patches,) * layout.tiles, tokens)
+    if layout.pooled is not None and method.ranks_pooled:
+        budget = budget_of_patches(method, available, 0, layout.tiles)
+        shares = method.tile_targets(budget, layout.tiles, len(layout.pooled), second_cut)
+        return TilePlan(layout, (patches,) * layout.tiles, tokens, shares)
     if layout.blocked:
         raise UnsupportedModelError(layout.blocked)
     rows = layout.tiles if layout.complete else 1

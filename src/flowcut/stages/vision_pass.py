@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -36,13 +37,16 @@ class VisionPass:
         self.choice = choice
         self.plan = plan
         self.patches = patches
+        self.device = device
         self.order = plan[0].layout.order if plan else None
         self.group = 1 if self.order is None else self.order.shape[1]
         self.last_layer = max(choice.layers)
         self.targets = tuple(target for image in plan for target in image.targets)
         self.policy: VisionPolicy | None = None
-        if any(target < patches for target in self.targets):
-            self.policy = method.vision_policy(TowerPass(patches, self.targets, self.last_layer, device, frames))
+        self.pooled_targets = tuple(target for image in plan for target in image.pooled_targets)
+        if self.pooled_targets or any(target < patches for target in self.targets):
+            ranks = bool(self.pooled_targets)
+            self.policy = method.vision_policy(TowerPass(patches, self.targets, self.last_layer, device, frames, ranks))
         self.counts: tuple[int, ...] = (patches,) * len(self.targets)
         self.alive: Tensor | None = None
         self.valid: Tensor | None = None
@@ -163,11 +167,21 @@ class VisionPass:
                 "was replaced or wrapped after attaching; detach, make the change, then attach."
             )
         tiles = [self._tile(row) for row in range(len(self.targets))]
+        pooled = self._choose_pooled()
         traces = []
         for image in self.plan:
             own = tuple(tiles.pop(0) for _ in range(image.layout.tiles))
-            traces.append(image.trace(own, keep_separators))
+            traces.append(image.trace(own, keep_separators, tuple(islice(pooled, image.layout.tiles))))
         return traces
+
+    def _choose_pooled(self) -> Iterator[Tensor]:
+        """The pooled tokens of every row that stay, where the tower stays whole."""
+        if not self.pooled_targets or self.policy is None:
+            return iter(())
+        weights = self.plan[0].layout.pooled
+        assert weights is not None
+        chosen = self.policy.choose_pooled(weights.to(self.device), self.pooled_targets)
+        return (row[:count] for row, count in zip(chosen.index, chosen.counts, strict=True))
 
     def _per_image(self, rows: tuple[int, ...]) -> list[int]:
         """Numbers of every row, summed over the rows of each image."""
