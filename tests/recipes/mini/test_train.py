@@ -111,7 +111,7 @@ def test_dialogues_prefer_scenes_that_show_much_and_ask_for_all_counts_alike(pre
 
 
 def test_two_workers_share_a_stage(prepared) -> None:
-    stage = Stage("shared", scenes=4, halved=True)
+    stage = Stage("shared", scenes=4, halved=True, accumulate=1)
     folder = run_stage(prepared, stage, None, workers=2)
     assert torch.load(folder / "resume.pt", weights_only=True)["done"] == 4
     trained = load_file(folder / "adapters.safetensors")
