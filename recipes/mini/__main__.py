@@ -22,6 +22,7 @@ from .material import Material, Split
 from .pack import pack
 from .student import Student
 from .testset import choose
+from .workers import run_stage
 from .workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -96,7 +97,6 @@ def train_command(
     halved: Annotated[bool, typer.Option(help="144 averaged visual tokens instead of all 576.")] = False,
     first: Annotated[int, typer.Option(help="Index of the first scene.")] = 0,
     start_from: Annotated[Path | None, typer.Option(help="Folder with weights to go on from.")] = None,
-    few: Annotated[bool, typer.Option(help="Ask about a dozen questions for each picture.")] = False,
     guided: Annotated[float, typer.Option(help="Weight of the loss on guided heads; 0 for none.")] = 0.5,
     adapter_rate: float = 5e-4,
     projector_rate: Annotated[float, typer.Option(help="0 keeps the projector as it is.")] = 0.0,
@@ -104,10 +104,9 @@ def train_command(
     accumulate: Annotated[int, typer.Option(min=1, help="Dialogues for each update.")] = 1,
     seed: int = 0,
     root: Root = DEFAULT_ROOT,
-    threads: Threads = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread that share the dialogues.")] = 2,
 ) -> None:
-    """Second phase: projector and adapters on packed dialogues; goes on where it was interrupted."""
-    torch.set_num_threads(threads)
+    """Second phase: adapters, and the projector if told so, on packed dialogues; goes on where it was interrupted."""
     stage = train.Stage(
         name,
         scenes,
@@ -118,17 +117,9 @@ def train_command(
         projector_rate=projector_rate,
         final_share=final_share,
         seed=seed,
-        few=few,
         guided=guided,
     )
-    with _bar() as bar:
-        task = bar.add_task(name, total=scenes)
-        folder = train.train(
-            Workspace(root),
-            stage,
-            start_from=start_from,
-            progress=lambda done, line: bar.update(task, completed=done, description=line),
-        )
+    folder = run_stage(Workspace(root), stage, start_from, workers)
     console.print(f"weights in {folder}")
 
 

@@ -25,7 +25,7 @@ WEIGHT_DECAY = 2.0
 
 
 def load_patches(workspace: Workspace, split: str, numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Features [n, 384] float16 and targets [n, 4] of some shards' patches and of their 2 x 2 averages."""
+    """Features [n, 384] float16 and targets [n, 5] of some shards' patches and of their 2 x 2 averages."""
     features, wanted = [], []
     for number in numbers:
         for picture in read_shard(workspace, split, number):  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -15,11 +17,19 @@ CONTENTS = (*(noun.name for noun in nouns()), *SHAPES, "word", "background")
 
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
+SIZES = ("tiny", "small", "medium", "large", "huge")
+"""How much of the picture an item fills: up to 8 patches, 16, 32, 64, or more.
+
+Summed over an item's patches, attention that falls with this word is the same for large and small items, so that
+they can be counted.
+"""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "content": CONTENTS,
     "row": ROWS,
     "column": COLUMNS,
     "color": tuple(COLORS),
+    "size": SIZES,
 }
 ASPECTS = tuple(_CHOICES)
 """What a patch is asked to say, in the order of the columns of `targets`."""
@@ -32,7 +42,7 @@ _LENGTH = 2.5
 
 
 def targets(scene: Scene) -> Tensor:
-    """[576, 4] int64: every patch's word for each of `ASPECTS`, by index; `UNKNOWN` where it has none.
+    """[576, 5] int64: every patch's word for each of `ASPECTS`, by index; `UNKNOWN` where it has none.
 
     Patches of an item tell the ninth of the picture in which that item is centred; background patches tell
     their own.
@@ -48,13 +58,14 @@ def targets(scene: Scene) -> Tensor:
         content = "word" if item.kind == "word" else item.name
         answer[..., 0][mine] = CONTENTS.index(content)
         answer[..., 1][mine], answer[..., 2][mine] = item.cell
+        answer[..., 4][mine] = min(max(0, math.ceil(math.log2(max(1, mine.sum()) / 8))), len(SIZES) - 1)
         if item.kind == "shape":
             answer[..., 3][mine] = tuple(COLORS).index(item.color)
     return answer.reshape(GRID * GRID, len(ASPECTS))
 
 
 def halve_targets(full: Tensor) -> Tensor:
-    """[144, 4] targets for 2 x 2 averages: a value where at least three of the four patches agree."""
+    """[144, 5] targets for 2 x 2 averages: a value where at least three of the four patches agree."""
     grid = full.reshape(GRID // 2, 2, GRID // 2, 2, -1).permute(0, 2, 1, 3, 4).reshape(-1, 4, full.shape[-1])
     most = grid.mode(dim=1).values
     agree = (grid == most[:, None]).sum(dim=1) >= 3
@@ -103,7 +114,7 @@ class DenseAlignment(nn.Module):
 
         Args:
             projected: [n, width] float32.
-            wanted: [n, 4] as from `targets`.
+            wanted: [n, 5] as from `targets`.
         """
         length = (projected - self.center).norm(dim=-1)
         loss = 0.1 * (length - _LENGTH).square().mean()

@@ -31,17 +31,17 @@ def draw(logs: list[Path], picture: Path) -> None:
     for number, path in enumerate(logs):
         rows = read_log(path)
         xs = [offset + row["dialogues"] for row in rows]
-        left.plot(xs, [row["loss"] for row in rows], color="black")
+        left.plot(xs, [row["loss"] for row in rows], color="black", marker=".")
         for color, task in enumerate(TASKS):
             label = task if number == 0 else None
-            right.plot(xs, [100 * row[task] for row in rows], color=f"C{color}", label=label)
+            right.plot(xs, [100 * row[task] for row in rows], color=f"C{color}", marker=".", label=label)
         offset = xs[-1]
         if number < len(logs) - 1:
             for axes in (left, right):
                 axes.axvline(offset, color="grey", linestyle=":")
-    left.set(xlabel="dialogues", ylabel="loss (answers and alignment)", yscale="log")
+    left.set(xlabel="dialogues", ylabel="loss (answers, guided heads)", yscale="log")
     right.set(xlabel="dialogues", ylabel="exact answers in training, %", ylim=(0, 100))
-    right.legend(ncol=2, fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)

@@ -99,6 +99,26 @@ def read_shard(workspace: Workspace, split: Split, shard: int) -> Iterator[Scene
         yield ScenePicture(torch.from_numpy(np.array(features[index])), Scene.from_json(line))
 
 
+def read_descriptions(workspace: Workspace, split: Split) -> Iterator[tuple[int, Scene]]:
+    """Number and contents of every scene in the split's complete shards."""
+    for shard in shards(workspace, split):
+        lines = shard_path(workspace, split, shard).with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+        for offset, line in enumerate(lines):
+            yield shard * SHARD + offset, Scene.from_json(line)
+
+
+def read_scene(workspace: Workspace, split: Split, number: int) -> ScenePicture:
+    """One scene of a complete shard, by its number in the split.
+
+    Raises:
+        FileNotFoundError: its shard has not been built.
+    """
+    path = shard_path(workspace, split, number // SHARD)
+    features = np.load(path, mmap_mode="r")[number % SHARD]
+    line = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()[number % SHARD]
+    return ScenePicture(torch.from_numpy(np.array(features)), Scene.from_json(line))
+
+
 def encode_split(
     workspace: Workspace, name: str, scenes: Sequence[TaskScene]
 ) -> Iterator[tuple[Tensor, NDArray[np.bool_], tuple[TaskQuestion, ...]]]:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .dialogue import Packed, Packer
-from .guidance import guidance
+from .guidance import counted, guidance
 from .projector import new_projector
 from .workspace import Workspace
 
@@ -106,7 +106,7 @@ class Student(nn.Module):
         share = torch.ones_like(token_loss) / torch.bincount(branch)[branch]
         loss = (token_loss * share).sum() / len(packed.questions)
         if guided > 0:
-            loss = loss + guided * guidance(attentions, packed.looks, packed.visual, asked)
+            loss = loss + guided * guidance(attentions, packed.looks, packed.visual, asked, counted(packed.questions))
         return loss, answered(packed, logits.argmax(dim=-1) == wanted, branch)
 
     def adapters(self) -> list[nn.Parameter]:

@@ -6,14 +6,14 @@ import csv
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from flowcut.tasks import TASKS
 from flowcut.tasks import TaskQuestion as Question
@@ -21,18 +21,30 @@ from flowcut.tasks import TaskQuestion as Question
 from .align import projector_path
 from .alignment import DenseAlignment, halve_targets, targets
 from .dialogue import halved_positions
-from .features import SHARD, ScenePicture, halve, read_shard, shards
+from .features import ScenePicture, halve, read_descriptions, read_scene
 from .guidance import asked_patches
 from .questions import ask
-from .scene import GRID
+from .scene import GRID, Scene
 from .student import Student
 from .workspace import Workspace
 
 ALIGNMENT_WEIGHT = 0.1
 """Weight of the dense alignment loss, so that patches keep saying what they show."""
 
-FEW = {"exist": 4, "name": 3, "where": 4, "count": 1, "color": 1, "shape": 1, "read": 1}
-"""Questions of each task where a stage asks few."""
+MOST_ASKED = {"exist": 6, "name": 6, "where": 6, "count": 4, "color": 3, "shape": 3, "read": 0}
+"""Most questions of each task in one dialogue. Reading isn't learned from these features, and not trained."""
+
+COUNTS_KEPT = {"1": 0.2, "2": 0.4, "3": 0.8}
+"""Share of the questions with these answers that are asked; scenes hold ones and twos far more often than sixes."""
+
+COMPACT = 1 / 3
+"""Share of the dialogues with averaged features that number them one by one, so that contents tell where they are."""
+
+REPORT_EVERY = 40
+"""Dialogues between two rows of a log."""
+
+RICH = 13
+"""Scenes with so many questions are preferred, since the picture costs as much as eight questions."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,6 @@ class Stage:
         projector_rate: learning rate of the projector at the start; 0 leaves it as the alignment left it.
         final_share: learning rates at the end, as a share of those at the start (cosine in between).
         seed: draws the questions and the prompts.
-        few: whether to ask only about a dozen questions for each picture, most of them where things are and
-            whether they are there. Cheap steps help until these two are understood at all.
         guided: weight of the loss that shows some heads the patches a question is about; 0 for none.
     """
 
@@ -63,7 +73,6 @@ class Stage:
     projector_rate: float = 0.0
     final_share: float = 1.0
     seed: int = 0
-    few: bool = False
     guided: float = 0.0
 
 
@@ -97,6 +106,19 @@ class HalfPrecisionAdam:
             for master, weight in zip(self._masters, self._weights, strict=True):
                 weight.copy_(master)
 
+    def share(self, workers: int) -> None:
+        """Replace every gradient by its mean over all workers."""
+        if workers == 1:
+            return
+        for weight in self._weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        flat = torch.cat([weight.grad.float().reshape(-1) for weight in self._weights if weight.grad is not None])
+        distributed.all_reduce(flat)
+        parts = flat.div_(workers).split([weight.numel() for weight in self._weights])
+        for weight, part in zip(self._weights, parts, strict=True):
+            weight.grad = part.view_as(weight).to(weight.dtype)
+
     def state(self) -> dict[str, object]:
         """Everything needed to go on later."""
         return {"masters": self._masters, "adam": self.adam.state_dict()}
@@ -116,13 +138,18 @@ def train(
     stage: Stage,
     *,
     start_from: Path | None,
+    worker: int = 0,
+    workers: int = 1,
     progress: Callable[[int, str], None] | None = None,
-    save_every: int = 200,
+    save_every: int = 40,
 ) -> Path:
     """Run a stage, or go on where it was interrupted.
 
     Args:
         start_from: a folder with weights (`Student.save`); None for the aligned projector and new adapters.
+        worker: this process among `workers`; only the first one writes anything.
+        workers: processes that share the dialogues. Each takes every `workers`-th one and all apply the mean of
+            their gradients; they need an initialised `torch.distributed` group if there are several.
         progress: called with the number of dialogues done and a line about them.
         save_every: dialogues between checkpoints.
 
@@ -152,35 +179,64 @@ def train(
         state = torch.load(resume, weights_only=True)
         done = state["done"]
         optimizer.restore(state["optimizer"])
-    started = time.perf_counter()
-    right: dict[str, list[bool]] = defaultdict(list)
-    losses: list[float] = []
-    with (folder / "log.csv").open("a", newline="", encoding="utf-8") as file:
-        log = csv.writer(file)
-        if done == 0:
-            log.writerow(["dialogues", "seconds", "loss", *TASKS])
-        for picture in _scenes(workspace, stage, done):
-            loss, answers = _step(student, alignment, picture, stage, done)
-            (loss / stage.accumulate).backward()
-            losses.append(loss.item())
-            for task, results in answers.items():
-                right[task] += results
-            done += 1
-            if done % stage.accumulate == 0:
-                optimizer.step(_factor(done / stage.scenes, stage.final_share, done / stage.accumulate))
-            if done % 40 == 0:
-                shares = [round(float(np.mean(right[t])), 3) if right[t] else float("nan") for t in TASKS]
-                log.writerow([done, round(time.perf_counter() - started), round(float(np.mean(losses)), 4), *shares])
-                file.flush()
-                if progress:
-                    progress(done, f"loss {np.mean(losses):.3f} " + " ".join(map(str, shares)))
-                right.clear()
-                losses.clear()
-            if done % save_every == 0 or done == stage.scenes:
-                torch.save({"done": done, "optimizer": optimizer.state()}, folder / "resume.partial")
-                (folder / "resume.partial").rename(resume)
-                student.save(folder)
+    first = worker == 0
+    scenes = training_scenes(workspace)
+    tally = _Tally(folder / "log.csv" if first else None, done)
+    since_update = 0
+    for number in range(done + worker, stage.scenes - stage.scenes % workers, workers):
+        picture = read_scene(workspace, "train", scenes[(stage.first + number) % len(scenes)])
+        loss, answers = _step(student, alignment, picture, stage, number)
+        (loss / stage.accumulate).backward()
+        tally.add(loss.item(), answers)
+        done += workers
+        since_update += 1
+        if since_update == stage.accumulate:
+            since_update = 0
+            optimizer.share(workers)
+            optimizer.step(_factor(done / stage.scenes, stage.final_share, done / workers / stage.accumulate))
+        if done % REPORT_EVERY < workers:
+            line = tally.write(done, workers)
+            if progress and first:
+                progress(done, line)
+        if first and (done % save_every < workers or done + workers > stage.scenes):
+            torch.save({"done": done, "optimizer": optimizer.state()}, folder / "resume.partial")
+            (folder / "resume.partial").rename(resume)
+            student.save(folder)
     return folder
+
+
+class _Tally:
+    """Collects losses and answers between two rows of the log; `path` is None in all workers but the first."""
+
+    def __init__(self, path: Path | None, done: int) -> None:
+        self._path = path
+        self._started = time.perf_counter()
+        self._losses: list[float] = []
+        self._right: dict[str, list[bool]] = defaultdict(list)
+        if path and done == 0:
+            path.write_text(",".join(["dialogues", "seconds", "loss", *TASKS]) + "\n", encoding="utf-8")
+
+    def add(self, loss: float, answers: dict[str, list[bool]]) -> None:
+        self._losses.append(loss)
+        for task, results in answers.items():
+            self._right[task] += results
+
+    def write(self, done: int, workers: int) -> str:
+        """One row about all workers' dialogues since the row before."""
+        gathered: list[tuple[list[float], dict[str, list[bool]]]] = [(self._losses, dict(self._right))]
+        if workers > 1:
+            gathered = gathered * workers
+            distributed.all_gather_object(gathered, (self._losses, dict(self._right)))
+        loss = float(np.mean([value for losses, _ in gathered for value in losses]))
+        shares = []
+        for task in TASKS:
+            results = [value for _, right in gathered for value in right.get(task, [])]
+            shares.append(round(float(np.mean(results)), 3) if results else float("nan"))
+        if self._path:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([done, round(time.perf_counter() - self._started), round(loss, 4), *shares])
+        self._losses, self._right = [], defaultdict(list)
+        return f"loss {loss:.3f} " + " ".join(map(str, shares))
 
 
 def _step(
@@ -191,10 +247,10 @@ def _step(
     positions = torch.arange(GRID * GRID)
     if stage.halved:
         features, wanted, positions = halve(features), halve_targets(wanted), halved_positions(GRID)
+        if random.random() < COMPACT:
+            positions = torch.arange(len(positions))
     projected = student.projector(features)
-    questions = ask(picture.scene, random)
-    if stage.few:
-        questions = _some(questions)
+    questions = _asked(picture.scene, random)
     packed = student.packer.pack(questions, positions, random)
     asked = asked_patches(picture.scene.touched, questions, halved=stage.halved)
     loss, answers = student.loss(packed, projected, asked, stage.guided)
@@ -203,26 +259,32 @@ def _step(
     return loss, answers
 
 
-def _some(questions: list[Question]) -> list[Question]:
+def _asked(scene: Scene, random: np.random.Generator) -> list[Question]:
+    """Questions for one dialogue: at most `MOST_ASKED` of each task, small counts thinned out."""
     taken: Counter[str] = Counter()
     kept = []
+    questions = ask(scene, random)
     for question in questions:
+        if question.task == "count" and random.random() >= COUNTS_KEPT.get(question.answer, 1.0):
+            continue
         taken[question.task] += 1
-        if taken[question.task] <= FEW[question.task]:
+        if taken[question.task] <= MOST_ASKED[question.task]:
             kept.append(question)
-    return kept
+    return kept or questions[:1]
 
 
-def _scenes(workspace: Workspace, stage: Stage, done: int) -> Iterator[ScenePicture]:
-    """The stage's remaining scenes. Shards that are built meanwhile are used as soon as they are there."""
-    number = stage.first + done
-    left = stage.scenes - done
-    while left:
-        known = shards(workspace, "train")
-        shard, offset = divmod(number % (len(known) * SHARD), SHARD)
-        for picture in list(read_shard(workspace, "train", known[shard]))[offset : offset + left]:
-            yield picture
-            number, left = number + 1, left - 1
+def training_scenes(workspace: Workspace) -> list[int]:
+    """Numbers of the scenes worth their time, in a fixed random order.
+
+    All scenes that show something four times or oftener, all with `RICH` questions, and a third of the others.
+    """
+    chosen = []
+    for number, scene in read_descriptions(workspace, "train"):
+        questions = ask(scene, np.random.default_rng(number))
+        many = any(question.task == "count" and question.answer in "456" for question in questions)
+        if many or len(questions) >= RICH or number % 3 == 0:
+            chosen.append(number)
+    return [chosen[int(index)] for index in np.random.default_rng(0).permutation(len(chosen))]
 
 
 def _factor(progress: float, final_share: float, updates: float) -> float:

@@ -11,6 +11,7 @@ from recipes.mini.alignment import (
     COLUMNS,
     CONTENTS,
     ROWS,
+    SIZES,
     UNKNOWN,
     DenseAlignment,
     halve_targets,
@@ -32,11 +33,11 @@ def _scene() -> Scene:
 def test_targets_name_content_and_place() -> None:
     wanted = targets(_scene()).reshape(24, 24, len(ASPECTS))
     dog = wanted[0, 20].tolist()
-    assert dog == [CONTENTS.index("dog"), ROWS.index("top"), COLUMNS.index("right"), UNKNOWN]
+    assert dog == [CONTENTS.index("dog"), ROWS.index("top"), COLUMNS.index("right"), UNKNOWN, SIZES.index("tiny")]
     star = wanted[23, 2].tolist()
     red = tuple(COLORS).index("red")
-    assert star == [CONTENTS.index("star"), ROWS.index("bottom"), COLUMNS.index("left"), red]
-    assert wanted[12, 12].tolist() == [CONTENTS.index("background"), 1, 1, UNKNOWN]
+    assert star == [CONTENTS.index("star"), ROWS.index("bottom"), COLUMNS.index("left"), red, SIZES.index("small")]
+    assert wanted[12, 12].tolist() == [CONTENTS.index("background"), 1, 1, UNKNOWN, UNKNOWN]
 
 
 def test_averages_keep_a_target_only_where_most_patches_agree() -> None:

@@ -13,12 +13,23 @@ from flowcut.tasks import TASKS
 from recipes.mini import curves, export
 from recipes.mini.align import align, projector_path
 from recipes.mini.evaluate import drop_oracle, evaluate, keep_all, keep_random, summary
-from recipes.mini.features import SHARD, build_shard, encode, encode_split, halve, read_shard, shards
+from recipes.mini.features import (
+    SHARD,
+    build_shard,
+    encode,
+    encode_split,
+    halve,
+    read_descriptions,
+    read_scene,
+    read_shard,
+    shards,
+)
 from recipes.mini.pack import pack
 from recipes.mini.render import render
 from recipes.mini.student import Student
 from recipes.mini.testset import choose
-from recipes.mini.train import Stage, train
+from recipes.mini.train import Stage, train, training_scenes
+from recipes.mini.workers import run_stage
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +95,27 @@ def test_an_interrupted_stage_ends_like_an_uninterrupted_one(prepared, halved: b
     assert calls == [1]
     for name, value in expected.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_dialogues_prefer_scenes_that_show_much_and_ask_for_all_counts_alike(prepared) -> None:
+    chosen = training_scenes(prepared)
+    assert len(chosen) == len(set(chosen))
+    assert sorted(chosen) != chosen
+    assert set(range(0, SHARD, 3)) <= set(chosen)
+    assert len(chosen) < SHARD
+    for number in chosen:
+        assert (
+            read_scene(prepared, "train", number).scene.items
+            == dict(read_descriptions(prepared, "train"))[number].items
+        )
+
+
+def test_two_workers_share_a_stage(prepared) -> None:
+    stage = Stage("shared", scenes=4, halved=True, accumulate=1)
+    folder = run_stage(prepared, stage, None, workers=2)
+    assert torch.load(folder / "resume.pt", weights_only=True)["done"] == 4
+    trained = load_file(folder / "adapters.safetensors")
+    assert any(value.any() for name, value in trained.items() if "lora_B" in name)
 
 
 def test_evaluation_counts_every_question_and_repeats(prepared, material) -> None:
