@@ -113,8 +113,8 @@ class ImageTrace:
     @property
     def projected_now(self) -> int:
         """Tokens that went through the projector."""
-        whole = self.chosen is not None or self.layout.pooled is not None
-        return self.projected if whole else self.visual_tokens
+        whole_tower = self.layout.pooled is not None or self.chosen is not None
+        return self.projected if whole_tower else self.visual_tokens
 
     @property
     def placeholders(self) -> int:
@@ -128,9 +128,9 @@ class ImageTrace:
 
     @property
     def kept(self) -> Tensor:
-        """Indices of the patches (or groups, or pooled tokens) that go on to the language model, into ``grid``, sorted.
+        """Indices of the patches (or groups, or pooled tokens) that stay, into ``grid``, sorted; int64 ``[K]``.
 
-        int64 ``[K]``. Where patches were merged, each stands for one token; :attr:`sources` tells what went into it.
+        Where patches were merged, each stands for one token; :attr:`sources` tells what went into it.
         """
         if self.chosen is not None:
             return self.chosen

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from .base import Method
+from .cdpruner import CDPruner
 from .cls_attention import ClsAttention
 from .divprune import DivPrune
 from .fastv import FastV
 from .flowcut import FlowCut
+from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
+from .scope import Scope
 from .sparsevlm import SparseVLM
+from .tome import ToMe
 from .uniform import Uniform
 from .visionzip import VisionZip
+from .vispruner import VisPruner
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         FlowCut,
-        VisionZip,
-        DivPrune,
         FastV,
-        SparseVLM,
         PyramidDrop,
+        SparseVLM,
+        VisionZip,
+        ToMe,
+        PruMerge,
+        VisPruner,
+        Scope,
+        DivPrune,
+        CDPruner,
         ClsAttention,
         Random,
         Uniform,
@@ -30,15 +40,20 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "METHODS",
+    "CDPruner",
     "ClsAttention",
     "DivPrune",
     "FastV",
     "FlowCut",
     "Method",
+    "PruMerge",
     "PyramidDrop",
     "Random",
+    "Scope",
     "SparseVLM",
+    "ToMe",
     "Uniform",
+    "VisPruner",
     "VisionZip",
     "make_method",
 ]

@@ -52,8 +52,8 @@ def most_diverse(features: Tensor, chosen: int) -> Tensor:
     neighbours = distance.topk(min(2, len(features)), dim=0, largest=False).values[-1]
     nearest = torch.full_like(neighbours, float("inf"))
     for number in range(chosen):
-        best = (neighbours if number == 0 else nearest).argmax()
-        picked[number] = best
+        best = (neighbours if number == 0 else nearest).argmax()[None]
+        picked[number] = best[0]
         # What was chosen drops to -inf, and a minimum keeps it there.
-        nearest = torch.minimum(nearest, distance[best]).index_fill(0, best[None], float("-inf"))
+        nearest = torch.minimum(nearest, distance.index_select(0, best)[0]).index_fill(0, best, float("-inf"))
     return picked[:chosen].sort().values

@@ -54,7 +54,7 @@ def cut_projected(method: Method, outputs: Any, traces: list[ImageTrace], texts:
 
 def choose(method: Method, policy: ProjectorPolicy, trace: ImageTrace, features: Tensor, text: Tensor) -> ImageTrace:
     """What becomes of one image, ``features`` ``[visual tokens, width]``; see :func:`cut_projected`."""
-    if trace.layout.blocked:
+    if trace.layout.blocked and trace.layout.pooled is None:
         raise UnsupportedModelError(trace.layout.blocked)
     tokens = trace.layout.tokens.to(features.device)
     eligible = (tokens >= 0).nonzero()[:, 0]

@@ -1,0 +1,87 @@
+"""SCOPE: tokens that cover the others, weighted by saliency (NeurIPS 2025, arXiv 2510.24214)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import LayerView, Method, OutputView, Selection, TowerPass, VisionPolicy
+from .saliency import check_finite, ragged, saliency, unit
+
+
+@dataclass(frozen=True)
+class Scope(Method):
+    """Greedy: the token whose choice adds most coverage times its CLS attention to the power of ``alpha``.
+
+    Features and attention are those of the last layer that is read, as released. Without a CLS token the mean attention
+    received takes its place. An image of several tiles has a budget for each here.
+
+    Attributes:
+        alpha: exponent of the saliency (released: 1).
+    """
+
+    name: ClassVar[str] = "scope"
+    summary: ClassVar[str] = "greedy coverage of all tokens, weighted by CLS attention"
+    stage: ClassVar[str] = "end of the tower"
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha >= 0.0:
+            raise ValueError(f"alpha must be at least 0 (0 looks at coverage only), got {self.alpha!r}.")
+
+    def vision_policy(self, tower: TowerPass) -> VisionPolicy:
+        return ScopePolicy(self, tower)
+
+
+class ScopePolicy(VisionPolicy):
+    """Waits for the last layer."""
+
+    def __init__(self, method: Scope, tower: TowerPass) -> None:
+        self.alpha = method.alpha
+        self.tower = tower
+        self.attention: Tensor | None = None
+
+    def observe(self, view: LayerView) -> None:
+        if view.layer == self.tower.last_layer:
+            self.attention = saliency(view)
+
+    def reduce(self, view: OutputView) -> Selection | None:
+        if view.layer != self.tower.last_layer:
+            return None
+        assert self.attention is not None
+        check_finite(view.layer, self.attention, view.states)
+        return ragged(
+            [
+                salient_cover(states, attention**self.alpha, target)
+                for states, attention, target in zip(view.states, self.attention, self.tower.targets, strict=True)
+            ]
+        )
+
+
+def salient_cover(features: Tensor, saliency: Tensor, tokens: int) -> Tensor:
+    """The tokens of one image that stay, int64 ``[tokens]``, ascending.
+
+    A set covers a token by the largest cosine between it and one of the set (0 for the empty set).
+
+    Args:
+        features: ``[N, width]``.
+        saliency: ``[N]``, factor on the coverage that a token adds.
+        tokens: how many.
+    """
+    normed = unit(features)
+    similarity = normed @ normed.T
+    covered = torch.zeros(len(features), device=features.device)
+    chosen = torch.zeros(tokens, dtype=torch.long, device=features.device)
+    spent = torch.zeros(len(features), device=features.device)
+    for number in range(tokens):
+        gain = (similarity - covered).clamp(min=0.0).sum(dim=1) * saliency + spent
+        best = gain.argmax()[None]
+        chosen[number] = best[0]
+        spent = spent.index_fill(0, best, float("-inf"))
+        covered = torch.maximum(covered, similarity.index_select(0, best)[0])
+    return chosen.sort().values
