@@ -19,6 +19,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -35,6 +37,7 @@ from flowcut.models import find_parts
 from flowcut.timing import PhaseTimer, Seconds
 
 PHASES = ("tower", "prefill", "total")
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -85,30 +88,35 @@ class Measurement:
         return {**asdict(self), "ratios": ratios}
 
 
-def timed(model: Any, parts: Any, inputs: dict[str, Any], device: torch.device) -> Seconds:
+def timed(model: Any, parts: Any, inputs: dict[str, Any], clock: Callable[[], float]) -> Seconds:
     """One pass."""
-    with PhaseTimer(parts, device) as timer:
+    with PhaseTimer(parts, inputs["input_ids"].device, clock) as timer:
         model(**inputs, use_cache=True, logits_to_keep=1)
     return timer.seconds
 
 
 @torch.no_grad()
 def measure(
-    name: str, subject: Subject, model: Any, method: FlowCut, inputs: dict[str, Any], rounds: int
+    name: str,
+    subject: Subject,
+    model: Any,
+    method: FlowCut,
+    inputs: dict[str, Any],
+    rounds: int,
+    clock: Callable[[], float],
 ) -> Measurement:
     """Time one family."""
     _, parts = find_parts(model)
-    device = inputs["input_ids"].device
     load = os.getloadavg()[0]
     seconds: dict[str, list[Seconds]] = {"uncut": [], "cut": []}
     sequence: Any = None
     for number in range(rounds + 1):
         for side in ("uncut", "cut") if number % 2 else ("cut", "uncut"):
             if side == "uncut":
-                taken = timed(model, parts, inputs, device)
+                taken = timed(model, parts, inputs, clock)
             else:
                 with attach(model, method) as handle:
-                    taken = timed(model, parts, inputs, device)
+                    taken = timed(model, parts, inputs, clock)
                     sequence = handle.trace.sequence
             if number:
                 seconds[side].append(taken)
@@ -136,6 +144,7 @@ def main(
     words: Annotated[int, typer.Option(help="text tokens of the prompt")] = 40,
     attention: Annotated[str, typer.Option(help="attention implementation of both sides")] = "sdpa",
     attention_std: Annotated[float, typer.Option(help="spread of the towers' query and key weights")] = 0.06,
+    clock: Annotated[str, typer.Option(help="wall, or process: CPU seconds of this program, on a busy CPU")] = "wall",
     device: Annotated[str, typer.Option()] = "cpu",
     dtype: Annotated[str, typer.Option()] = "float32",
     output: Annotated[Path | None, typer.Option(help="write the figures as JSON, after every family")] = None,
@@ -143,6 +152,8 @@ def main(
     """Measure and print one table."""
     torch.set_num_threads(threads)
     number_type = getattr(torch, dtype)
+    if clock not in CLOCKS or (clock == "process" and device != "cpu"):
+        raise typer.BadParameter(f"{clock!r} is no clock for {device}; wall always is, process on the cpu.")
     done: list[Measurement] = []
     console = Console(stderr=True, width=160)
     for name in families.split(","):
@@ -156,14 +167,20 @@ def main(
                 key: value.to(device=device, dtype=number_type if value.is_floating_point() else None)
                 for key, value in prompt(subject, words).items()
             }
-            done.append(measure(name, subject, model, FlowCut(retain_ratio=retain_ratio), inputs, rounds))
+            done.append(
+                measure(name, subject, model, FlowCut(retain_ratio=retain_ratio), inputs, rounds, CLOCKS[clock])
+            )
         del model
         gc.collect()
         console.print(row(done[-1]), highlight=False)
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps([measurement.as_json() for measurement in done], indent=1) + "\n")
-    report(done, f"{dtype}, {device}, {attention}, {threads} thread(s), {rounds} rounds, {retain_ratio:.3f} retained")
+    report(
+        done,
+        f"{dtype}, {device}, {attention}, {threads} thread(s), {clock} clock, {rounds} rounds, "
+        f"{retain_ratio:.3f} retained",
+    )
 
 
 def row(done: Measurement) -> str:

@@ -13,7 +13,7 @@ import zoo
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flowcut import METHODS, UnsupportedModelError, attach
+from flowcut import METHODS, Method, UnsupportedModelError, attach
 
 BUDGET = 12
 EVERY = [pytest.param(method, case, id=f"{method}-{case}") for case in zoo.CASES for method in sorted(METHODS)]
@@ -32,8 +32,8 @@ ON_AVERAGE = {"sparsevlm"}
 """Methods whose budget is an average over layers."""
 
 
-def make(method: str, **budget: Any) -> Any:
-    """A method that fits the tiny models."""
+def make(method: str, **budget: Any) -> Method:
+    """The method with settings that fit the tiny models."""
     return METHODS[method](**budget, **SETTINGS.get(method, {}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 
 SIZE = 14 * tiny.GRID
 SPECIAL = {"<pad>": tiny.PAD_TOKEN, "<s>": 1, "</s>": 2}
+LLAVA = {"<image>": tiny.IMAGE_TOKEN}
 WORDS = ("USER", "ASSISTANT", ":", "what", "is", "shown", "?", "<unk>")
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one entry for each of the tiny model's 128 token ids."""
+def tiny_tokenizer(visual: Mapping[str, int] = LLAVA) -> PreTrainedTokenizerFast:
+    """A tokenizer with one entry for each token id of a tiny model, and the ``visual`` tokens as they are."""
     vocabulary = dict(SPECIAL)
     for word in (*WORDS, *(f"word{number}" for number in range(tiny.IMAGE_TOKEN))):
-        if len(vocabulary) < tiny.IMAGE_TOKEN:
+        if len(vocabulary) < min(visual.values()):
             vocabulary[word] = len(vocabulary)
-    vocabulary["<image>"] = tiny.IMAGE_TOKEN
+    vocabulary.update(visual)
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", SPECIAL["<s>"])])
@@ -34,7 +36,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(visual),
     )
 
 

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowcut.tasks.oracle import asked_patches
+
 from .scene import GRID
 
 Masks = NDArray[np.bool_]
@@ -29,26 +31,9 @@ def keep_only(
 
     Where the items have more patches than the budget, each gets the same share, spread over it evenly.
     """
-    chosen: list[int] = []
-    if about:
-        open_items = [np.flatnonzero(touched[index].reshape(-1)) for index in about]
-        room = budget
-        for number, patches in enumerate(sorted(open_items, key=len)):
-            share = room // (len(open_items) - number)
-            picked = patches if len(patches) <= share else patches[_spread(len(patches), share)]
-            chosen += [int(patch) for patch in picked if int(patch) not in chosen]
-            room = budget - len(chosen)
-    if fill:
-        others = np.setdiff1d(np.arange(_PATCHES), chosen)
-        count = min(budget - len(chosen), len(others))
-        chosen += [int(patch) for patch in random.permutation(others)[:count]]
-    return torch.tensor(sorted(chosen), dtype=torch.long)
+    return torch.tensor(asked_patches(touched, about, budget, random, fill=fill), dtype=torch.long)
 
 
 def remove_only(touched: Masks, about: tuple[int, ...]) -> Tensor:
     """Sorted indices of all patches in which nothing is visible that the question is about."""
     return torch.where(~asked_about(touched, about))[0]
-
-
-def _spread(length: int, count: int) -> NDArray[np.int64]:
-    return np.linspace(0, length - 1, max(count, 0)).round().astype(np.int64)

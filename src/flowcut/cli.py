@@ -16,11 +16,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_eval import eval_command
+
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from .clips import Clip
     from .compare import Comparison
+    from .methods import Method
     from .run import Outcome, RunResult
 
 DEFAULT_TARGET = 64
+DEFAULT_MODEL = "flowcut-mini"
+DEMO_OVERLAY = Path("flowcut-demo.png")
 
 app = typer.Typer(
     name="flowcut",
@@ -29,6 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command("eval")(eval_command)
 
 
 @contextlib.contextmanager
@@ -70,12 +80,14 @@ def quiet_libraries(errors: Console) -> Iterator[None]:
 
 @app.command("run")
 def run_command(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    image: Annotated[
+        Path, typer.Argument(help="A picture (PNG, JPEG, ...) or a video (MP4, ...).", show_default=False)
+    ],
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     model: Annotated[
         str,
-        typer.Option(help="A folder or a hub id, in Hugging Face's or LLaVA's own format.", show_default=False),
-    ],
+        typer.Option(help="flowcut-mini, a folder or a hub id (in Hugging Face's or LLaVA's own format)."),
+    ] = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="How to cut; `flowcut methods` lists them.")] = "flowcut",
     target_num: Annotated[
         Optional[int],  # noqa: UP045
@@ -92,6 +104,7 @@ def run_command(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw what was cut, layer by layer, into this picture.", show_default=False),
     ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames taken of a video, at equal distances.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs; the medians are shown.")] = 3,
     device: Annotated[
@@ -107,45 +120,98 @@ def run_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Answer a question about an image with and without cutting, and show what each cost."""
-    errors = Console(stderr=True)
+    """Answer a question about an image or a video with and without cutting, and show what each cost."""
     with user_errors():
-        with errors.status("Starting ...") as status, quiet_libraries(errors):
-            from .loading import load_image, load_model
-            from .methods import make_method
-            from .picture import check_path, save_cuts, seen_pixels
-            from .run import run
+        from .clips import is_video, load_clip
+        from .loading import load_image
+        from .methods import make_method
 
-            if target_num is None and retain_ratio is None:
-                target_num = DEFAULT_TARGET
-            chosen = make_method(method, target_num, retain_ratio)
-            picture = load_image(image)
-            if overlay is not None:
-                check_path(overlay)
-            status.update(f"Loading {escape(model)} ...")
-            loaded = load_model(model, device, dtype)
-            status.update(f"Answering {2 * (repeats + 1)} times, with and without {chosen.name} ...")
-            result = run(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
-            if overlay is not None:
-                status.update("Drawing ...")
-                image_processor = loaded.processor.image_processor
-                first = result.images[0]
-                pixels = seen_pixels(result.pixel_values, image_processor, picture, first)
-                save_cuts(overlay, pixels, first, overlay_header(result))
-        if as_json:
-            report = {
-                "model": model,
-                "image": str(image),
-                "device": str(loaded.device),
-                "dtype": str(loaded.dtype).removeprefix("torch."),
-                **result.as_dict(),
-                "overlay": None if overlay is None else str(overlay),
-            }
-            typer.echo(json.dumps(report))
-            return
-        print_result(Console(), result)
+        if target_num is None and retain_ratio is None:
+            target_num = DEFAULT_TARGET
+        chosen = make_method(method, target_num, retain_ratio)
+        picture = load_clip(image, frames) if is_video(image) else load_image(image)
+        limits = (max_new_tokens, repeats, device, dtype)
+        show_run(picture, str(image), question, chosen, model, overlay, *limits, as_json)
+
+
+@app.command("demo")
+def demo_command(
+    target_num: Annotated[int, typer.Option(min=1, help="Visual tokens kept of the picture.")] = DEFAULT_TARGET,
+    overlay: Annotated[Path, typer.Option(help="Where to draw what was cut, layer by layer.")] = DEMO_OVERLAY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Ask flowcut-mini about a picture that ships with flowcut; everything works offline."""
+    with user_errors():
+        from .demo import demo_scene
+        from .methods import make_method
+
+        scene, question = demo_scene()
+        chosen = make_method("flowcut", target_num)
+        picture = scene.picture()
+        show_run(picture, scene.name, question.text, chosen, DEFAULT_MODEL, overlay, 16, 1, None, None, as_json)
+
+
+def show_run(
+    picture: Image.Image | Clip,
+    name: str,
+    question: str,
+    method: Method,
+    model: str,
+    overlay: Path | None,
+    max_new_tokens: int,
+    repeats: int,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Load the model, answer with and without ``method``, draw the overlay, print it all."""
+    errors = Console(stderr=True)
+    if model == DEFAULT_MODEL:
+        prepare_mini(errors)
+    with errors.status("Starting ...") as status, quiet_libraries(errors):
+        from .clips import Clip
+        from .filmstrip import save_frames, seen_frames
+        from .loading import load_model
+        from .picture import check_path, save_cuts, seen_pixels
+        from .run import run
+
         if overlay is not None:
-            Console(soft_wrap=True).print(f"Overlay written to {escape(str(overlay))}")
+            check_path(overlay)
+        status.update(f"Loading {escape(model)} ...")
+        loaded = load_model(model, device, dtype)
+        status.update(f"Answering {2 * (repeats + 1)} times, with and without {method.name} ...")
+        result = run(loaded, method, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
+        if overlay is not None:
+            status.update("Drawing ...")
+            first, header = result.images[0], overlay_header(result)
+            if isinstance(picture, Clip):
+                seen = seen_frames(result.pixel_values, loaded.processor.video_processor, picture, first)
+                save_frames(overlay, seen, first, header)
+            else:
+                pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, first)
+                save_cuts(overlay, pixels, first, header)
+    if as_json:
+        report = {
+            "model": model,
+            "image": name,
+            "device": str(loaded.device),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            **result.as_dict(),
+            "overlay": None if overlay is None else str(overlay),
+        }
+        typer.echo(json.dumps(report))
+        return
+    print_result(Console(), result)
+    if overlay is not None:
+        Console(soft_wrap=True).print(f"Overlay written to {escape(str(overlay))}")
+
+
+def prepare_mini(errors: Console) -> None:
+    """Convert the model that ships with flowcut, at its first start, with a progress bar."""
+    with quiet_libraries(errors):
+        with errors.status("Starting ..."):
+            from .checkpoints.mini import mini_folder
+        mini_folder()
 
 
 @app.command("compare")
@@ -154,8 +220,8 @@ def compare_command(
     question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
     model: Annotated[
         str,
-        typer.Option(help="A folder or a hub id, in Hugging Face's or LLaVA's own format.", show_default=False),
-    ],
+        typer.Option(help="flowcut-mini, a folder or a hub id (in Hugging Face's or LLaVA's own format)."),
+    ] = DEFAULT_MODEL,
     methods: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Names, separated by commas; all of `flowcut methods` if not given.", show_default=False),
@@ -183,6 +249,10 @@ def compare_command(
     """Answer a question about an image with several methods, and show what each kept and cost."""
     errors = Console(stderr=True)
     with user_errors():
+        if model == DEFAULT_MODEL:
+            prepare_mini(errors)
+        if model == DEFAULT_MODEL:
+            prepare_mini(errors)
         with errors.status("Starting ...") as status, quiet_libraries(errors):
             from .compare import compare
             from .loading import load_image, load_model
@@ -303,6 +373,8 @@ def print_result(console: Console, result: RunResult) -> None:
             table.add_row(label, amount(before, unit), amount(after, unit), share)
         table.add_section()
     console.print(table)
+    before, after = result.uncut.seconds.prefill, result.cut.seconds.prefill
+    console.print(f"Prefill: {before:.2f} s uncut, {after:.2f} s cut, [bold]{before / after:.1f} times as fast[/].")
 
 
 def print_comparison(console: Console, result: Comparison) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedC
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .checkpoints.llava import is_original_llava, load_llava
+from .checkpoints.mini import MINI, mini_folder
 from .errors import FlowCutError, UnsupportedModelError
 from .models import FAMILIES
 
@@ -39,18 +40,21 @@ def load_model(path_or_id: str, device: str | None = None, dtype: str | None = N
     """Load a supported model with its processor, in Hugging Face's format or in LLaVA's own.
 
     Args:
-        path_or_id: a folder, or a hub id such as ``llava-hf/llava-1.5-7b-hf``.
+        path_or_id: a folder, a hub id such as ``llava-hf/llava-1.5-7b-hf``, or ``flowcut-mini``.
         device: a torch device name; by default a CUDA device where there is one, else the CPU.
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
         FileNotFoundError: no model there, or a part of it is missing.
         UnsupportedModelError: a model of a family that flowcut does not know.
-        FlowCutError: the checkpoint has no processor, or a processor without a tokenizer.
+        FlowCutError: the checkpoint has no processor, or a processor without a tokenizer; or flowcut-mini's data
+            package is not installed.
         ValueError: the device or the dtype is unknown or not available.
     """
     where = choose_device(device)
     what = choose_dtype(dtype, where)
+    if path_or_id == MINI:
+        path_or_id = str(mini_folder())
     config = read_config(path_or_id)
     if is_original_llava(config):
         original, processor = load_llava(path_or_id, dtype=what)

@@ -135,15 +135,19 @@ def draw_cuts(pixels: Pixels, trace: ImageTrace, header: Sequence[str] = ()) -> 
     return draw_panels(pixels, trace.grid, panels, header)
 
 
-def draw_panels(pixels: Pixels, grid: tuple[int, ...], panels: Sequence[Panel], header: Sequence[str] = ()) -> Figure:
-    """The same image several times, each with other patches left.
+def draw_panels(
+    pictures: Pixels | Sequence[Pixels], grid: tuple[int, ...], panels: Sequence[Panel], header: Sequence[str] = ()
+) -> Figure:
+    """The same image several times, each with other patches left, or images of one size.
 
     Args:
-        pixels: the image as the model saw it, ``[height, width, 3]`` in [0, 1].
+        pictures: the image as the model saw it, ``[height, width, 3]`` in [0, 1], or one for every panel.
         grid: (height, width) of its patches, or (tiles, height, width).
         panels: a title and the patches that are left, or ``None`` for the image as it is.
         header: see :func:`draw_cuts`.
     """
+    shown = [pictures] * len(panels) if isinstance(pictures, np.ndarray) else pictures
+    pixels = shown[0]
     rows = math.ceil(len(panels) / MAX_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     scale = PANEL_INCHES / max(pixels.shape[:2])
@@ -178,7 +182,7 @@ def draw_panels(pixels: Pixels, grid: tuple[int, ...], panels: Sequence[Panel], 
         x = left + column * (panel_width + GAP_INCHES)
         axes = figure.add_axes((x / width, bottom / height, panel_width / width, panel_height / height), label=title)
         shape = (grid[-2], math.prod(grid) // grid[-2]) if alive is None else alive.shape
-        draw_panel(axes, pixels, shape, alive)
+        draw_panel(axes, shown[number], shape, alive)
         axes.set_title(title, fontsize=8, color=INK, pad=4)
     return figure
 

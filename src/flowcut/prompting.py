@@ -1,53 +1,80 @@
-"""A question about an image, written the way the model was trained to read it."""
+"""A question about an image or a video, written the way the model was trained to read it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
+from .clips import Clip
 
-def build_prompt(processor: Any, question: str) -> str:
-    """The prompt for one image and one question.
+
+def build_prompt(processor: Any, question: str, kind: str = "image") -> str:
+    """The prompt for one image or video and one question.
 
     Args:
         processor: a Hugging Face processor. Its chat template is used where it has one; without one the
             prompt takes LLaVA-1.5's form, ``USER: <image>\\n... ASSISTANT:``.
         question: what the user asks.
+        kind: ``"image"`` or ``"video"``.
 
     Returns:
-        The text, with one image placeholder that the processor will expand.
+        The text, with one placeholder that the processor will expand.
 
     Raises:
         ValueError: the question is empty.
     """
     question = question.strip()
     if not question:
-        raise ValueError("The question is empty. Ask something about the image, such as 'What is shown here?'.")
+        raise ValueError(f"The question is empty. Ask something about the {kind}, such as 'What is shown here?'.")
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": question}]
+        content = [{"type": kind}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    image_token = getattr(processor, "image_token", "<image>")
-    return f"USER: {image_token}\n{question} ASSISTANT:"
+    token = getattr(processor, f"{kind}_token", f"<{kind}>")
+    return f"USER: {token}\n{question} ASSISTANT:"
 
 
-def model_inputs(processor: Any, image: Image.Image, question: str) -> Any:
+def model_inputs(processor: Any, visual: Image.Image | Clip, question: str) -> Any:
     """The tensors that ``generate`` takes, on the CPU.
 
     Args:
         processor: a Hugging Face processor with a tokenizer.
-        image: an RGB picture.
+        visual: an RGB picture, or the frames of a video.
         question: what the user asks.
 
     Returns:
-        A ``BatchFeature`` of one sample: ``input_ids``, ``attention_mask``, ``pixel_values``.
+        A ``BatchFeature`` of one sample: ``input_ids``, ``attention_mask``, ``pixel_values``
+        or ``pixel_values_videos``.
 
     Raises:
         ValueError: the question is empty.
     """
-    prompt = build_prompt(processor, question)
+    if isinstance(visual, Clip):
+        prompt = build_prompt(processor, question, "video")
+        return processor(
+            videos=[visual.frames],
+            text=[prompt],
+            return_tensors="pt",
+            add_special_tokens=adds_special_tokens(processor, prompt),
+            video_metadata=[visual.metadata],
+            do_sample_frames=False,
+        )
+    return many_inputs(processor, visual, [question])
+
+
+def many_inputs(processor: Any, image: Image.Image, questions: Sequence[str]) -> Any:
+    """The same for several questions about one image: one sample each, padded on the left."""
+    prompts = [build_prompt(processor, question) for question in questions]
+    special = adds_special_tokens(processor, prompts[0])
+    padding = {"padding": True, "padding_side": "left"} if len(prompts) > 1 else {}
+    images = [[image] for _ in prompts] if len(prompts) > 1 else image
+    text = prompts if len(prompts) > 1 else prompts[0]
+    return processor(images=images, text=text, return_tensors="pt", add_special_tokens=special, **padding)
+
+
+def adds_special_tokens(processor: Any, prompt: str) -> bool:
+    """Whether the tokenizer shall write the begin token: not where the chat template already did."""
     begin = processor.tokenizer.bos_token
-    # Some chat templates write the begin token themselves; the tokenizer would add a second one.
-    special = not (begin and prompt.startswith(begin))
-    return processor(images=image, text=prompt, return_tensors="pt", add_special_tokens=special)
+    return not (begin and prompt.startswith(begin))

@@ -1,4 +1,4 @@
-"""One question about one image, answered with and without cutting, and what each cost."""
+"""One question about one image or video, answered with and without cutting, and what each cost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from .attaching import attach, detach
+from .clips import Clip
 from .counting import Flops
-from .errors import NotAppliedError
+from .errors import NotAppliedError, UnsupportedModelError
 from .loading import LoadedModel
 from .methods import Method
-from .models import ModelParts, find_parts
+from .models import FAMILIES, ModelParts, find_parts
 from .prompting import model_inputs
 from .timing import PhaseTimer, Seconds
 from .trace import ImageTrace, SequenceTrace, Trace
@@ -57,9 +58,9 @@ class RunResult:
         method: the method that cut.
         uncut: the model as it is.
         cut: the same model with the method attached.
-        images: what happened to every image the model saw.
-        pixel_values: what the vision tower was given, ``[images, 3, height, width]`` or
-            ``[images, tiles, 3, height, width]``, on the CPU, float32.
+        images: what happened to every image (or video) the model saw.
+        pixel_values: what the vision tower was given, ``[images, 3, height, width]``,
+            ``[images, tiles, 3, height, width]`` or ``[videos, frames, 3, height, width]``, on the CPU, float32.
         repeats: measured runs behind the medians.
     """
 
@@ -99,7 +100,7 @@ class RunResult:
 def run(
     loaded: LoadedModel,
     method: Method,
-    image: Image.Image,
+    image: Image.Image | Clip,
     question: str,
     *,
     max_new_tokens: int = 64,
@@ -112,7 +113,7 @@ def run(
     Args:
         loaded: the model and its processor. A method that is attached to it already is taken off.
         method: the method to compare with the uncut model.
-        image: an RGB picture.
+        image: an RGB picture, or the frames of a video.
         question: what is asked.
         max_new_tokens: at most so many tokens per answer.
         repeats: measured runs of each.
@@ -128,8 +129,10 @@ def run(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     detach(loaded.model)
     _, parts = find_parts(loaded.model)
+    if isinstance(image, Clip):
+        check_videos(loaded, parts)
     inputs = model_inputs(loaded.processor, image, question)
-    pixel_values = inputs["pixel_values"].float().cpu()
+    pixel_values = inputs["pixel_values_videos" if isinstance(image, Clip) else "pixel_values"].float().cpu()
     inputs = inputs.to(loaded.device, dtype=loaded.dtype)
 
     def answer_cut() -> tuple[Tensor, Seconds, Trace]:
@@ -155,6 +158,20 @@ def run(
         pixel_values=pixel_values,
         repeats=repeats,
     )
+
+
+def check_videos(loaded: LoadedModel, parts: ModelParts) -> None:
+    """Refuse a video where model or processor take none.
+
+    Raises:
+        UnsupportedModelError: names the families that do.
+    """
+    if "video" not in parts.placeholders or getattr(loaded.processor, "video_processor", None) is None:
+        takers = ", ".join(family.class_name for family in FAMILIES if family.videos)
+        raise UnsupportedModelError(
+            f"{type(loaded.model).__name__} with its processor takes no videos. Give a picture, or a model of one of "
+            f"these classes: {takers}."
+        )
 
 
 @torch.inference_mode()

@@ -277,6 +277,7 @@ class Method:
         cuts_projected: whether it cuts behind the projector.
         ranks_ahead: whether a cut behind a decoder layer is chosen from q, k, v that the *next* layer computes of all
             tokens, instead of that layer's own.
+        ranks_pooled: whether its vision policy can rank tokens that are pooled from patches behind the tower.
 
     Attributes:
         target_num: visual tokens of each image that reach the language model.

@@ -48,5 +48,5 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
     supported = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
     raise UnsupportedModelError(
         f"{type(model).__name__} is not a supported vision-language model. Supported: {supported}. "
-        "CONTRIBUTING.md says how to add a family."
+        "docs/adding-a-family.md says how to add one."
     )

@@ -177,6 +177,7 @@ class ModelFamily(ABC):
     class_name: ClassVar[str]
     hub_ids: ClassVar[Sequence[str]]
     towers: ClassVar[Sequence[str]]
+    videos: ClassVar[bool] = False
 
     @abstractmethod
     def is_base(self, module: nn.Module) -> bool:

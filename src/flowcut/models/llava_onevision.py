@@ -33,6 +33,7 @@ class LlavaOnevision(Llava):
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     )
+    videos: ClassVar[bool] = True
 
     def is_base(self, module: nn.Module) -> bool:
         return isinstance(module, LlavaOnevisionModel)

@@ -21,6 +21,7 @@ class Qwen2VL(ModelFamily):
     name: ClassVar[str] = "qwen2_vl"
     class_name: ClassVar[str] = "Qwen2VLForConditionalGeneration"
     hub_ids: ClassVar[tuple[str, ...]] = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct")
+    videos: ClassVar[bool] = True
     towers: ClassVar[tuple[str, ...]] = ("qwen2_vl_vision",)
 
     def is_base(self, module: nn.Module) -> bool:

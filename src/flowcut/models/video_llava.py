@@ -22,6 +22,7 @@ class VideoLlava(Llava):
     name: ClassVar[str] = "video_llava"
     class_name: ClassVar[str] = "VideoLlavaForConditionalGeneration"
     hub_ids: ClassVar[tuple[str, ...]] = ("LanguageBind/Video-LLaVA-7B-hf",)
+    videos: ClassVar[bool] = True
 
     def is_base(self, module: nn.Module) -> bool:
         return isinstance(module, VideoLlavaModel)

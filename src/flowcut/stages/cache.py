@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,3 +46,21 @@ def write_states(output: Any, states: tuple[CacheState, ...]) -> None:
     for value in output if isinstance(output, tuple) else output.values():
         if isinstance(value, Cache):
             setattr(value, _ATTRIBUTE, states)
+
+
+def repeated(cache: Cache, times: int) -> Cache:
+    """A copy of a cache of one sample as the cache of ``times`` samples that all began with it."""
+    copied: Any = deepcopy(cache)
+    copied.batch_repeat_interleave(times)
+    states = tuple(
+        replace(
+            state,
+            attention_mask=state.attention_mask.repeat_interleave(times, dim=0),
+            removed=state.removed.repeat_interleave(times, dim=0),
+        )
+        for state in read_states(cache)
+    )
+    if states:
+        setattr(copied, _ATTRIBUTE, states)
+    result: Cache = copied
+    return result

@@ -1,0 +1,258 @@
+"""Accuracy on the built-in tasks, uncut and with methods at several budgets, on equal terms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..attaching import attach, detach
+from ..counting import Flops
+from ..loading import LoadedModel
+from ..methods import FlowCut, Method, make_method
+from ..methods.base import Positions
+from ..run import Outcome, run
+from .answering import answer_all, may_share
+from .metrics import TaskScore, score
+from .oracle import Oracle, asked_patches
+from .split import TASKS, TaskQuestion, TaskScene, TaskSplit
+
+MAX_NEW_TOKENS = 8
+"""Longest answer; those of the tasks have one to four tokens."""
+
+ORACLE_SEED = 72
+
+UNCUT = "uncut"
+ORACLE = Oracle.name
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One row of the table.
+
+    Attributes:
+        method: a name in ``METHODS``, ``oracle``, or ``uncut``.
+        target_num: its budget; ``None`` for ``uncut``.
+        positions: see :class:`~flowcut.methods.base.Method`; ``None`` for the method's own default.
+    """
+
+    method: str
+    target_num: int | None = None
+    positions: Positions | None = None
+
+    def build(self, patches: tuple[int, ...] = ()) -> Method | None:
+        """The method, or ``None`` for ``uncut``; ``patches`` are those that the oracle keeps."""
+        if self.method == UNCUT:
+            return None
+        made: Method = (
+            Oracle(target_num=len(patches), patches=patches)
+            if self.method == ORACLE
+            else make_method(self.method, self.target_num)
+        )
+        return made if self.positions is None else replace(made, positions=self.positions)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished row.
+
+    Attributes:
+        plan: what was done.
+        scores: for every task.
+        costs: of one prompt, the first question asked: tokens, FLOPs, and median seconds over ``COST_REPEATS`` runs.
+        uncut_seconds: median prefill seconds of the uncut model, measured in turns with this row's.
+        answers: what was said, question by question.
+    """
+
+    plan: RowPlan
+    scores: dict[str, TaskScore]
+    costs: Outcome
+    uncut_seconds: float
+    answers: list[str]
+
+    @property
+    def average(self) -> float:
+        """Mean accuracy over the tasks, 0 to 1."""
+        return float(np.mean([one.accuracy for one in self.scores.values()]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, for JSON."""
+        return {
+            "plan": asdict(self.plan),
+            "average": self.average,
+            "scores": {task: asdict(one) for task, one in self.scores.items()},
+            "costs": self.costs.as_dict(),
+            "uncut_prefill_seconds": self.uncut_seconds,
+            "answers": self.answers,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Row:
+        """Read what :meth:`as_dict` wrote."""
+        from ..timing import Seconds
+
+        costs = dict(stored["costs"])
+        costs["seconds"] = Seconds(**costs["seconds"])
+        costs["flops"] = Flops(**{field.name: costs["flops"][field.name] for field in fields(Flops)})
+        scores = {
+            task: TaskScore(**{**one, "interval": tuple(one["interval"])}) for task, one in stored["scores"].items()
+        }
+        plan = RowPlan(**stored["plan"])
+        return cls(plan, scores, Outcome(**costs), stored["uncut_prefill_seconds"], stored["answers"])
+
+
+COST_REPEATS = 3
+
+Asked = list[tuple[int, TaskScene, list[TaskQuestion]]]
+"""Scenes with their number in the split and the questions that are asked about them."""
+
+
+def choose_questions(split: TaskSplit, tasks: Sequence[str], limit: int | None = None) -> Asked:
+    """The questions of an evaluation.
+
+    Args:
+        split: where they come from.
+        tasks: names of tasks.
+        limit: at most so many questions, of scenes spread evenly over the split; ``None`` for all.
+
+    Raises:
+        ValueError: a task is unknown, or the limit is below 1.
+    """
+    unknown = sorted(set(tasks) - set(TASKS))
+    if unknown or not tasks:
+        raise ValueError(f"Unknown tasks: {', '.join(unknown) or '(none given)'}; known: all, {', '.join(TASKS)}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
+    asked = [
+        (number, scene, [question for question in scene.questions if question.task in tasks])
+        for number, scene in enumerate(split.scenes)
+    ]
+    asked = [entry for entry in asked if entry[2]]
+    if limit is None:
+        return asked
+    chosen = asked
+    for scenes in range(1, len(asked)):
+        spread = asked[:: len(asked) // scenes]
+        if sum(len(questions) for _, _, questions in spread) >= limit:
+            chosen = spread
+            break
+    result: Asked = []
+    left = limit
+    for number, scene, questions in chosen:
+        if left:
+            result.append((number, scene, questions[:left]))
+            left -= len(questions[:left])
+    return result
+
+
+def evaluate_row(
+    loaded: LoadedModel,
+    plan: RowPlan,
+    asked: Asked,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda scenes: None,
+) -> Row:
+    """Answer all questions with one method.
+
+    Args:
+        loaded: the model; whatever is attached to it is taken off.
+        plan: the method.
+        asked: the questions.
+        batch_size: at most so many questions in one pass; it does not change the answers.
+        progress: called with the number of scenes done.
+
+    Raises:
+        UnsupportedModelError: the method does not fit the model.
+    """
+    detach(loaded.model)
+    costs, uncut_seconds = measure_costs(loaded, plan, asked)
+    said: list[str] = []
+    for done, (number, scene, questions) in enumerate(asked, start=1):
+        said += scene_answers(loaded, plan, number, scene, questions, batch_size)
+        progress(done)
+    wanted = [(question.task, question.answer) for _, _, questions in asked for question in questions]
+    answers_of: dict[str, list[str]] = defaultdict(list)
+    truth_of: dict[str, list[str]] = defaultdict(list)
+    for (task, truth), answer in zip(wanted, said, strict=True):
+        answers_of[task].append(answer)
+        truth_of[task].append(truth)
+    scores = {task: score(task, answers_of[task], truth_of[task]) for task in TASKS if task in truth_of}
+    return Row(plan, scores, costs, uncut_seconds, said)
+
+
+def scene_answers(
+    loaded: LoadedModel,
+    plan: RowPlan,
+    number: int,
+    scene: TaskScene,
+    questions: Sequence[TaskQuestion],
+    batch_size: int,
+) -> list[str]:
+    """Answers to one scene's questions, in their order; questions for which the same patches stay share a pass."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, question in enumerate(questions):
+        groups[oracle_patches(plan, number, scene, question)].append(place)
+    answers = [""] * len(questions)
+    picture = scene.picture()
+    for patches, places in groups.items():
+        method = plan.build(patches)
+        texts = [questions[place].text for place in places]
+        settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "share_prefix": may_share(loaded, method),
+        }
+        if method is None:
+            group = answer_all(loaded, picture, texts, **settings)
+        else:
+            with attach(loaded.model, method):
+                group = answer_all(loaded, picture, texts, **settings)
+        for place, answer in zip(places, group, strict=True):
+            answers[place] = answer
+    return answers
+
+
+def oracle_patches(plan: RowPlan, number: int, scene: TaskScene, question: TaskQuestion) -> tuple[int, ...]:
+    """What the oracle keeps for a question; nothing for other methods."""
+    if plan.method != ORACLE:
+        return ()
+    assert plan.target_num is not None
+    random = np.random.default_rng((ORACLE_SEED, number))
+    return asked_patches(scene.touched, question.about, plan.target_num, random)
+
+
+def measure_costs(loaded: LoadedModel, plan: RowPlan, asked: Asked) -> tuple[Outcome, float]:
+    """The costs of the first question's prompt, and the uncut model's prefill seconds measured in turns with it."""
+    number, scene, questions = asked[0]
+    method = plan.build(oracle_patches(plan, number, scene, questions[0]))
+    compared = method or FlowCut(retain_ratio=1 / 9)
+    result = run(loaded, compared, scene.picture(), questions[0].text, max_new_tokens=1, repeats=COST_REPEATS)
+    return (result.uncut if method is None else result.cut), result.uncut.seconds.prefill
+
+
+def row_file(folder: Path, identity: dict[str, Any], plan: RowPlan) -> Path:
+    """Where a finished row is kept; another model, split or choice of questions gives another name."""
+    described = json.dumps([identity, asdict(plan)], sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()[:10]
+    parts = [plan.method, str(plan.target_num or "all"), plan.positions or "default", digest]
+    return folder / "rows" / f"{'-'.join(parts)}.json"
+
+
+def load_row(path: Path) -> Row | None:
+    """A finished row, if there is one."""
+    return Row.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def save_row(path: Path, row: Row) -> None:
+    """Keep a finished row; the file appears only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(row.as_dict(), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,122 @@
+"""The evaluation end to end: on a tiny model, and on the model that ships with flowcut."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_checkpoint
+from transformers import LlavaForConditionalGeneration
+from typer.testing import CliRunner
+
+from flowcut.checkpoints import mini
+from flowcut.cli import app
+from flowcut.tasks import TASKS, load_split, right
+from flowcut.tasks import evaluation as under_test
+from flowcut.tasks.evaluation import choose_questions
+from flowcut.tasks.oracle import Oracle, asked_patches
+
+
+def call_eval(*options: Any) -> dict[str, Any]:
+    outcome = CliRunner().invoke(app, ["eval", "--json", "--device", "cpu", *(str(option) for option in options)])
+    assert outcome.exit_code == 0, outcome.stderr
+    report: dict[str, Any] = json.loads(outcome.stdout)
+    return report
+
+
+def accuracies(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Everything but seconds."""
+    timed = ("prefill_seconds", "tower_seconds", "speedup")
+    return [{key: value for key, value in row.items() if key not in timed} for row in report["rows"]]
+
+
+def stored_answers(folder: Path) -> dict[str, list[str]]:
+    return {path.name: json.loads(path.read_text())["answers"] for path in sorted((folder / "rows").glob("*.json"))}
+
+
+def test_a_slice_end_to_end_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny_checkpoint.save_checkpoint(tmp_path / "checkpoint")
+    config = tiny.tiny_config()
+    config.text_config.num_hidden_layers = 4
+    LlavaForConditionalGeneration(config).save_pretrained(checkpoint)
+    common = ("--model", checkpoint, "--limit", 20, "--target-num", "16,9", "--method", "flowcut,fastv")
+    first = call_eval(*common, "--batch-size", 16, "--output", tmp_path / "a")
+    second = call_eval(*common, "--batch-size", 3, "--output", tmp_path / "b")
+    assert accuracies(first) == accuracies(second)
+    assert stored_answers(tmp_path / "a") == stored_answers(tmp_path / "b")
+    assert all(len(answers) == 20 for answers in stored_answers(tmp_path / "a").values())
+    uncut, flowcut_16, _, fastv_16, _ = first["rows"]
+    assert first["questions"] == 20 == sum(value for key, value in uncut.items() if key.endswith("_n"))
+    assert (uncut["visual_tokens"], flowcut_16["visual_tokens"], fastv_16["visual_tokens"]) == (36, 16, 36)
+    assert flowcut_16["flops"] < uncut["flops"] and flowcut_16["kv_entries"] == uncut["kv_entries"] - 20
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a finished row was computed again")
+
+    monkeypatch.setattr(under_test, "evaluate_row", refuse)
+    assert call_eval(*common, "--output", tmp_path / "a") == first
+    with (tmp_path / "a" / "table.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["uncut", "flowcut", "flowcut", "fastv", "fastv"]
+    assert (tmp_path / "a" / "table.md").read_text().count("\n|") == 6
+    assert (tmp_path / "a" / "accuracy.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tasks", "exist,nothing"), "Unknown tasks: nothing"),
+        (("--method", "magic"), "Unknown method 'magic'"),
+        (("--target-num", "64,many"), "whole numbers"),
+        (("--target-num", "0"), "at least 1"),
+        (("--positions", "sideways"), "compact"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    outcome = CliRunner().invoke(app, ["eval", "--model", str(tmp_path), "--output", str(tmp_path), *options])
+    assert outcome.exit_code == 2 and message in " ".join(outcome.stderr.split())
+
+
+def test_a_limit_takes_whole_scenes_from_all_over_the_split() -> None:
+    split = load_split()
+    asked = choose_questions(split, TASKS, 60)
+    numbers = [number for number, _, _ in asked]
+    assert sum(len(questions) for _, _, questions in asked) == 60
+    assert numbers == sorted(set(numbers)) and numbers[-1] > len(split.scenes) // 2
+    colors = choose_questions(split, ["color"])
+    assert {question.task for _, _, questions in colors for question in questions} == {"color"}
+
+
+def test_the_oracle_keeps_what_is_asked_about() -> None:
+    scene = load_split().scenes[0]
+    for question in scene.questions:
+        kept = asked_patches(scene.touched, question.about, 64, np.random.default_rng(0))
+        wanted = set(np.flatnonzero(scene.patches(question).reshape(-1)).tolist()) if question.about else set()
+        assert len(kept) == 64 and kept == tuple(sorted(set(kept)))
+        assert wanted <= set(kept) if len(wanted) <= 64 else set(kept) <= wanted or len(wanted & set(kept)) >= 32
+    with pytest.raises(ValueError, match="ascending"):
+        Oracle(target_num=2, patches=(3, 1))
+
+
+def test_a_slice_on_the_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not mini.mini_installed() and not os.environ.get("FLOWCUT_REQUIRE_MINI"):
+        pytest.skip(f"flowcut-mini's weights are not installed: {mini.INSTALL}")
+    monkeypatch.setattr(under_test, "COST_REPEATS", 1)
+    report = call_eval("--limit", 20, "--target-num", 64, "--method", "flowcut,oracle", "--output", tmp_path)
+    uncut, flowcut, oracle = report["rows"]
+    assert (uncut["visual_tokens"], flowcut["visual_tokens"], oracle["visual_tokens"]) == (576, 64, 64)
+    assert flowcut["speedup"] > 1
+    truths = [question for _, _, questions in choose_questions(load_split(), TASKS, 20) for question in questions]
+    answers = stored_answers(tmp_path)
+    hits = {
+        name.split("-")[0]: sum(right(answer, asked.answer) for answer, asked in zip(said, truths, strict=True))
+        for name, said in answers.items()
+    }
+    assert hits["uncut"] >= 6, answers
