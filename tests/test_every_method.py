@@ -32,8 +32,8 @@ ON_AVERAGE = {"sparsevlm"}
 """Methods whose budget is an average over layers."""
 
 
-def make(method: str, **budget: Any) -> Any:
-    """A method that fits the tiny models."""
+def make(method: str, **budget: Any) -> Method:
+    """The method with settings that fit the tiny models."""
     return METHODS[method](**budget, **SETTINGS.get(method, {}))
 
 

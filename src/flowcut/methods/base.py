@@ -295,9 +295,9 @@ class Method:
     requires_cls: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     cuts_tower: ClassVar[bool] = True
+    cuts_projected: ClassVar[bool] = False
     ranks_ahead: ClassVar[bool] = False
     ranks_pooled: ClassVar[bool] = False
-    cuts_projected: ClassVar[bool] = False
 
     target_num: int | None = None
     retain_ratio: float | None = None

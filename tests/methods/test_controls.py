@@ -1,0 +1,69 @@
+"""The controls: random patches, a regular grid, attention of one layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from flowcut import ClsAttention, Method, Random, Uniform, UnsupportedModelError, attach
+from flowcut.methods.uniform import evenly, on_grid
+
+
+@torch.no_grad()
+def kept(model: Any, method: Method, pixels: torch.Tensor) -> list[list[int]]:
+    """The patches that stay of every picture."""
+    with attach(model, method) as handle:
+        ids = torch.tensor([tiny.prompt(len(pixels))])
+        model(input_ids=ids, pixel_values=pixels)
+    return [image.kept.tolist() for image in handle.trace.images]
+
+
+def test_random_depends_on_seed_and_picture_alone() -> None:
+    model, pixels = tiny.tiny_model(), tiny.pictures(3)
+    drawn = kept(model, Random(target_num=9), pixels)
+    assert len({tuple(one) for one in drawn}) == 3
+    assert kept(model, Random(target_num=9), pixels.flip(0)) == drawn[::-1]
+    assert kept(model, Random(target_num=9, seed=1), pixels) != drawn
+
+
+def test_random_is_even() -> None:
+    model, pixels = tiny.tiny_model(), tiny.pictures(60)
+    counts = torch.tensor(kept(model, Random(target_num=18), pixels)).flatten().bincount(minlength=36)
+    # Each of 36 patches stays in 30 of 60 pictures, with a standard deviation of 3.9.
+    assert counts.min() > 10 and counts.max() < 50
+
+
+def test_uniform_on_the_grid() -> None:
+    assert on_grid(24, 24, 64).tolist() == [row * 24 + column for row in range(1, 24, 3) for column in range(1, 24, 3)]
+    assert kept(tiny.tiny_model(), Uniform(target_num=9), tiny.pictures(1)) == [[7, 9, 11, 19, 21, 23, 31, 33, 35]]
+
+
+@pytest.mark.parametrize("height, width", [(1, 7), (5, 3), (6, 6), (4, 9)])
+def test_uniform_keeps_exactly_as_many_as_asked(height: int, width: int) -> None:
+    for chosen in range(1, height * width + 1):
+        places = on_grid(height, width, chosen).tolist()
+        assert places == sorted(set(places)) and len(places) == chosen and places[-1] < height * width
+        assert len(set(evenly(height * width, chosen).tolist())) == chosen
+
+
+@torch.no_grad()
+def test_cls_attention_against_the_models_own_maps() -> None:
+    model, pixels = tiny.tiny_model(attention="eager"), tiny.pictures(1)
+    maps = model.model.vision_tower(pixels, output_attentions=True).attentions
+    for layer in (None, 2):
+        row = maps[6 if layer is None else layer][0, :, 0, 1:].mean(dim=0)
+        assert kept(model, ClsAttention(target_num=9, layer=layer), pixels) == [
+            row.topk(9).indices.sort().values.tolist()
+        ]
+
+
+def test_refusals() -> None:
+    with pytest.raises(UnsupportedModelError, match="CLS"):
+        attach(tiny.tiny_model("siglip"), ClsAttention(target_num=9))
+    with pytest.raises(ValueError, match="0-based"):
+        ClsAttention(target_num=9, layer=-1)
+    with pytest.raises(ValueError, match="lies behind the last vision layer"):
+        kept(tiny.tiny_model(), ClsAttention(target_num=9, layer=7), tiny.pictures(1))
