@@ -13,7 +13,7 @@ import zoo
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flowcut import METHODS, UnsupportedModelError, attach
+from flowcut import METHODS, Method, UnsupportedModelError, attach
 
 BUDGET = 12
 EVERY = [pytest.param(method, case, id=f"{method}-{case}") for case in zoo.CASES for method in sorted(METHODS)]
