@@ -16,6 +16,7 @@ from .stages.attention import implementation_of
 from .stages.decoder import check_layers
 from .stages.packed import PackedStage
 from .stages.sequence import SequenceStage
+from .stages.shrinking import check_shrinking
 from .stages.tiles import budget_of_patches
 from .stages.vision import VisionStage
 from .trace import Trace
@@ -97,6 +98,8 @@ def attach(model: nn.Module, method: Method) -> Handle:
             f"{method.name} ranks patches by the CLS token, and {type(parts.tower.module).__name__} has none. Use a "
             "method that does not need it, such as FlowCut."
         )
+    if method.shrinks_picture:
+        check_shrinking(parts)
     packing = parts.tower.packing
     if packing is not None and packing.deepstack and not method.cuts_groups():
         raise UnsupportedModelError(

@@ -33,6 +33,7 @@ class TileTrace:
             where whole groups are cut (pixel shuffle, Qwen2-VL); ``tokens_after_layer`` counts the tower's tokens.
         pairs_in_layer: (query, key) pairs in every layer's attention where it works within frames or windows.
         uncut_pairs: the same in the uncut tower.
+        entered: patches that entered the tower, where the picture was scaled down; else all.
         cut_behind: the layers whose cut was chosen from their output, so that every token passed through all of them.
         merged: boolean ``[K, patches]``, the patches that went into each token; ``None`` where none were merged.
     """
@@ -45,6 +46,7 @@ class TileTrace:
     unit: int = 1
     pairs_in_layer: list[int] | None = None
     uncut_pairs: list[int] | None = None
+    entered: int | None = None
     cut_behind: tuple[int, ...] = ()
     merged: Tensor | None = None
 
@@ -54,9 +56,14 @@ class TileTrace:
         return self.patches * self.unit
 
     @property
+    def tokens_embedded(self) -> int:
+        """The tower's tokens in front of its first layer, without prefix tokens."""
+        return (self.patches if self.entered is None else self.entered) * self.unit
+
+    @property
     def tokens_into_layer(self) -> list[int]:
         """Tokens entering every vision layer that ran."""
-        alive_at_first = self.tokens + self.tokens_after_layer[-1] - len(self.kept) * self.unit
+        alive_at_first = self.tokens_embedded + self.tokens_after_layer[-1] - len(self.kept) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
     @property
@@ -280,7 +287,7 @@ class SequenceTrace:
             Flops(
                 tower=sum(
                     self.costs.tower(
-                        tile.tokens,
+                        tile.tokens_embedded,
                         tile.tokens_into_layer,
                         tile.tokens_through_layer,
                         tile.pairs_in_layer,

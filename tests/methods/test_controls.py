@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 
-from flowcut import ClsAttention, Method, Random, Uniform, UnsupportedModelError, attach
+from flowcut import ClsAttention, Downsample, Method, Random, Uniform, UnsupportedModelError, attach
 from flowcut.methods.uniform import evenly, on_grid
+from flowcut.stages.shrinking import small_grid
 
 
 @torch.no_grad()
@@ -67,3 +68,31 @@ def test_refusals() -> None:
         ClsAttention(target_num=9, layer=-1)
     with pytest.raises(ValueError, match="lies behind the last vision layer"):
         kept(tiny.tiny_model(), ClsAttention(target_num=9, layer=7), tiny.pictures(1))
+
+
+@pytest.mark.parametrize(
+    ("patches", "grid"), [(64, (8, 8)), (128, (11, 11)), (192, (13, 14)), (1, (1, 1)), (7, (2, 3))]
+)
+def test_small_grid(patches: int, grid: tuple[int, int]) -> None:
+    assert small_grid(24, 24, patches) == grid
+
+
+@pytest.mark.parametrize("tower", sorted(tiny.TOWERS))
+@torch.no_grad()
+def test_downsample_is_the_tower_on_a_smaller_picture(tower: str) -> None:
+    model, pixels = tiny.tiny_model(tower), tiny.pictures(2)
+    small = torch.nn.functional.interpolate(pixels, size=(42, 42), mode="bicubic", antialias=True)
+    options = {} if tower.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    states = model.model.vision_tower(small, output_hidden_states=True, **options).hidden_states[-2]
+    prefix = 0 if model.config.vision_feature_select_strategy == "full" else 1
+    expected = model.model.multi_modal_projector(states[:, prefix:])
+    registers = tiny.placeholders_of(model) - tiny.PATCHES
+    with attach(model, Downsample(target_num=9 + registers)) as handle:
+        torch.testing.assert_close(torch.stack(list(model.model.get_image_features(pixels).pooler_output)), expected)
+        ids = torch.tensor([tiny.prompt(2, placeholders=tiny.placeholders_of(model))])
+        model(input_ids=ids, pixel_values=pixels)
+        trace = handle.trace
+    assert [image.kept.tolist() for image in trace.images] == [[7, 9, 11, 19, 21, 23, 31, 33, 35]] * 2
+    assert trace.sequence is not None and trace.sequence.visual_tokens == (2 * (9 + registers),)
+    assert trace.images[0].tokens_into_layer[0] < 20
+    assert trace.sequence.flops[0].tower < 0.4 * trace.sequence.uncut_flops[0].tower

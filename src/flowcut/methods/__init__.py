@@ -6,6 +6,7 @@ from .base import Method
 from .cdpruner import CDPruner
 from .cls_attention import ClsAttention
 from .divprune import DivPrune
+from .downsample import Downsample
 from .fastv import FastV
 from .flowcut import FlowCut
 from .prumerge import PruMerge
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
         ClsAttention,
         Random,
         Uniform,
+        Downsample,
     )
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "CDPruner",
     "ClsAttention",
     "DivPrune",
+    "Downsample",
     "FastV",
     "FlowCut",
     "Method",

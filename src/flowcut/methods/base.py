@@ -273,6 +273,7 @@ class Method:
         stage: where it acts, in words.
         requires_cls: whether it cannot do without a CLS token.
         reads_text: whether the choice depends on the text.
+        shrinks_picture: whether it scales pictures down in front of the tower, and does nothing else.
         cuts_tower: whether it cuts inside the vision tower; otherwise all its patches go through the projector.
         cuts_projected: whether it cuts behind the projector.
         ranks_ahead: whether a cut behind a decoder layer is chosen from q, k, v that the *next* layer computes of all
@@ -294,6 +295,7 @@ class Method:
     stage: ClassVar[str]
     requires_cls: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    shrinks_picture: ClassVar[bool] = False
     cuts_tower: ClassVar[bool] = True
     cuts_projected: ClassVar[bool] = False
     ranks_ahead: ClassVar[bool] = False

@@ -22,6 +22,7 @@ from ..models.base import MODALITY, ModelFamily, ModelParts, VisionTower
 from ..trace import ImageTrace
 from .attention import PASS_KEYWORD, Observation, current_pass, silent_pass
 from .overrides import Override
+from .shrinking import shrink
 from .tiles import join_rows, pack_tiles, plan_image
 from .vision_pass import VisionPass
 
@@ -99,8 +100,13 @@ class VisionStage:
         layouts = self.family.layouts(self.parts, choice, len(pixel_values), grid, options)
         patches = grid[0] * grid[1] // self.parts.group
         plan = [plan_image(self.method, layout, patches, choice, self.parts.second_cut) for layout in layouts]
+        places = None
+        if self.method.shrinks_picture and any(target < patches for image in plan for target in image.targets):
+            pixel_values, kwargs, plan, places = shrink(tower, pixel_values, kwargs, grid, plan)
+            args, kwargs = args[1:], {**kwargs, "pixel_values": pixel_values}
+            patches = len(places)
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
-        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values, frames)
+        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values, frames, places)
         if current.policy is not None and not tower.keywords and torch.is_grad_enabled():
             refuse_checkpointing(tower)
         return args, {**kwargs, PASS_KEYWORD: current}

@@ -23,7 +23,18 @@ from .tiles import TilePlan
 
 
 class VisionPass:
-    """One batch of images on its way through the tower."""
+    """One batch of images on its way through the tower.
+
+    Args:
+        tower: the tower.
+        choice: what the model reads of it.
+        plan: what shall become of every image.
+        patches: of every row of the batch; groups of them where they are joined.
+        method: what cuts.
+        pixels: the batch.
+        frames: rows of each video.
+        places: where the pictures were scaled down, the patches of the full grid that theirs stand for.
+    """
 
     def __init__(
         self,
@@ -34,6 +45,7 @@ class VisionPass:
         method: Method,
         pixels: Tensor,
         frames: tuple[int, ...] = (),
+        places: Tensor | None = None,
     ) -> None:
         self.tower = tower
         self.choice = choice
@@ -42,6 +54,7 @@ class VisionPass:
         self.device = pixels.device
         self.order = plan[0].layout.order if plan else None
         self.group = 1 if self.order is None else self.order.shape[1]
+        self.places = places
         self.last_layer = max(choice.layers)
         self.targets = tuple(target for image in plan for target in image.targets)
         self.policy: VisionPolicy | None = None
@@ -240,9 +253,13 @@ class VisionPass:
         unrun = len(self.tower.layers) - len(self.tokens_after_layer)
         counts = [*self.tokens_after_layer, *[self.tokens_after_layer[-1]] * unrun]
         kept = torch.arange(self.patches) if self.alive is None else self.alive[row, : self.counts[row]]
+        patches = self.patches
+        if self.places is not None:
+            kept, patches = self.places, len(self.plan[row].layout.tokens) - self.choice.visible_prefix
         return TileTrace(
             kept=kept,
-            patches=self.patches,
+            patches=patches,
+            entered=self.patches,
             tokens_after_layer=[after[row] for after in counts],
             layers_run=self.last_layer,
             kept_after_layer={
