@@ -44,6 +44,10 @@ def eval_command(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="At most so many questions, for a quick look.", show_default=False),
     ] = None,
+    per_task: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="So many questions of each task, of as few scenes.", show_default=False),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for rows, tables and figure.")] = Path("runs/eval"),
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -63,13 +67,15 @@ def eval_command(
 
                 plans = plan_rows(names_in(method), budgets_in(target_num), names_in(positions or ""))
                 split = load_split()
-                asked = choose_questions(split, list(TASKS) if tasks == "all" else names_in(tasks), limit)
+                asked = choose_questions(split, list(TASKS) if tasks == "all" else names_in(tasks), limit, per_task)
                 loaded = load_model(model, device, dtype)
             identity = {
                 "model": checkpoint_name(model),
                 "split": split.name,
                 "tasks": tasks,
                 "questions": sum(len(questions) for _, _, questions in asked),
+                "limit": limit,
+                "per_task": per_task,
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "device": str(loaded.device),
             }

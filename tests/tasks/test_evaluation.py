@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def test_a_limit_takes_whole_scenes_from_all_over_the_split() -> None:
     assert numbers == sorted(set(numbers)) and numbers[-1] > len(split.scenes) // 2
     colors = choose_questions(split, ["color"])
     assert {question.task for _, _, questions in colors for question in questions} == {"color"}
+
+
+def test_per_task_takes_the_same_number_of_questions_from_every_task() -> None:
+    split = load_split()
+    asked = choose_questions(split, TASKS, per_task=30)
+    counts = Counter(question.task for _, _, questions in asked for question in questions)
+    assert counts == dict.fromkeys(TASKS, 30)
+    numbers = [number for number, _, _ in asked]
+    assert numbers == sorted(set(numbers)) and len(numbers) < len(split.scenes) / 3
+    said = {question.answer for _, _, questions in asked for question in questions if question.task == "exist"}
+    assert said == {"Yes", "No"}
+    all_of_them = choose_questions(split, ["read"], per_task=10**6)
+    assert sum(len(questions) for _, _, questions in all_of_them) == 310
+    with pytest.raises(ValueError, match="cannot both be given"):
+        choose_questions(split, TASKS, 10, 10)
 
 
 def test_the_oracle_keeps_what_is_asked_about() -> None:

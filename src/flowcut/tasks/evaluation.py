@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -113,27 +113,36 @@ Asked = list[tuple[int, TaskScene, list[TaskQuestion]]]
 """Scenes with their number in the split and the questions that are asked about them."""
 
 
-def choose_questions(split: TaskSplit, tasks: Sequence[str], limit: int | None = None) -> Asked:
+def choose_questions(
+    split: TaskSplit, tasks: Sequence[str], limit: int | None = None, per_task: int | None = None
+) -> Asked:
     """The questions of an evaluation.
 
     Args:
         split: where they come from.
         tasks: names of tasks.
         limit: at most so many questions, of scenes spread evenly over the split; ``None`` for all.
+        per_task: so many questions of each task (all, where the split has fewer), spread evenly over as few evenly
+            spread scenes as have them; ``None`` for all. Not together with ``limit``.
 
     Raises:
-        ValueError: a task is unknown, or the limit is below 1.
+        ValueError: a task is unknown, or a number is below 1, or both numbers are given.
     """
     unknown = sorted(set(tasks) - set(TASKS))
     if unknown or not tasks:
         raise ValueError(f"Unknown tasks: {', '.join(unknown) or '(none given)'}; known: all, {', '.join(TASKS)}.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}.")
+    if limit is not None and per_task is not None:
+        raise ValueError("limit and per_task cannot both be given.")
+    for name, number in (("limit", limit), ("per_task", per_task)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
     asked = [
         (number, scene, [question for question in scene.questions if question.task in tasks])
         for number, scene in enumerate(split.scenes)
     ]
     asked = [entry for entry in asked if entry[2]]
+    if per_task is not None:
+        return _balanced(asked, tasks, per_task)
     if limit is None:
         return asked
     chosen = asked
@@ -149,6 +158,36 @@ def choose_questions(split: TaskSplit, tasks: Sequence[str], limit: int | None =
             result.append((number, scene, questions[:left]))
             left -= len(questions[:left])
     return result
+
+
+def _balanced(asked: Asked, tasks: Sequence[str], per_task: int) -> Asked:
+    """``per_task`` questions of each task, see :func:`choose_questions`."""
+    chosen = asked
+    for scenes in range(1, len(asked)):
+        spread = [asked[place] for place in _spread(len(asked), scenes)]
+        counts = Counter(question.task for _, _, questions in spread for question in questions)
+        if all(counts[task] >= per_task for task in tasks):
+            chosen = spread
+            break
+    kept: set[tuple[int, int]] = set()
+    for task in tasks:
+        places = [
+            (number, place)
+            for number, _, questions in chosen
+            for place, question in enumerate(questions)
+            if question.task == task
+        ]
+        kept |= {places[index] for index in _spread(len(places), min(per_task, len(places)))}
+    balanced = [
+        (number, scene, [question for place, question in enumerate(questions) if (number, place) in kept])
+        for number, scene, questions in chosen
+    ]
+    return [entry for entry in balanced if entry[2]]
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """``wanted`` of ``total`` places, evenly spread."""
+    return [index * total // wanted for index in range(wanted)]
 
 
 def evaluate_row(
