@@ -1,0 +1,71 @@
+"""The instrument check of flowcut-mini: its answers must hang on the patches that a question is about.
+
+A slice of what ``recipes/mini/README.md`` reports for the whole split; thresholds leave room for other CPUs only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from flowcut import attach
+from flowcut.checkpoints import mini
+from flowcut.loading import LoadedModel, load_model
+from flowcut.tasks import TaskQuestion, TaskScene, load_split, right
+from flowcut.tasks.answering import answer_all
+from flowcut.tasks.evaluation import MAX_NEW_TOKENS, RowPlan, choose_questions, scene_answers
+from flowcut.tasks.oracle import PATCHES, Oracle
+
+SEEN = ("exist", "name", "where", "color", "shape")
+"""What the model has learned well enough for something to be lost."""
+
+Answering = Callable[[int, TaskScene, list[TaskQuestion]], list[str]]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    if not mini.mini_installed() and not os.environ.get("FLOWCUT_REQUIRE_MINI"):
+        pytest.skip(f"flowcut-mini's weights are not installed: {mini.INSTALL}")
+    return load_model(mini.MINI)
+
+
+def hits(tasks: tuple[str, ...], answering: Answering) -> tuple[int, int]:
+    """Right answers among how many."""
+    results = []
+    for number, scene, questions in choose_questions(load_split(), tasks, per_task=6):
+        said = answering(number, scene, questions)
+        results += [right(answer, asked.answer) for answer, asked in zip(said, questions, strict=True)]
+    return sum(results), len(results)
+
+
+def test_the_patches_asked_about_are_enough(loaded: LoadedModel) -> None:
+    def answering(plan: RowPlan) -> Answering:
+        return lambda number, scene, questions: scene_answers(loaded, plan, number, scene, questions, 16)
+
+    uncut, total = hits(SEEN, answering(RowPlan("uncut")))
+    kept, _ = hits(SEEN, answering(RowPlan("oracle", 64)))
+    assert uncut >= 0.5 * total, (uncut, total)
+    assert kept >= 0.95 * uncut, (kept, uncut, total)
+
+
+def test_without_the_patches_asked_about_it_only_guesses(loaded: LoadedModel) -> None:
+    def blind(number: int, scene: TaskScene, questions: list[TaskQuestion]) -> list[str]:
+        said = []
+        for question in questions:
+            rest = np.flatnonzero(~scene.patches(question).reshape(PATCHES))
+            with attach(loaded.model, Oracle(target_num=len(rest), patches=tuple(rest.tolist()))):
+                said += answer_all(
+                    loaded,
+                    scene.picture(),
+                    [question.text],
+                    batch_size=1,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    share_prefix=True,
+                )
+        return said
+
+    blindly, total = hits(("name", "color"), blind)
+    assert blindly <= 0.25 * total, (blindly, total)
