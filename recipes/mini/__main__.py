@@ -20,6 +20,7 @@ from . import curves, evaluate, export, features, fetch, train
 from .convert import convert
 from .material import Material, Split
 from .pack import pack
+from .photos import pack_photos
 from .student import Student
 from .testset import choose
 from .workers import run_stage
@@ -133,6 +134,15 @@ def pack_command(
     """Choose the scenes of a test split and write pictures, masks and questions into one file."""
     written = pack(target.stem, choose(Material(Workspace(root)), _split(split), share), target)
     console.print(f"{len(written.scenes)} scenes in {target}")
+
+
+@app.command("photos")
+def photos_command(
+    target: Annotated[Path, typer.Argument(help="File to write, for example photo-v1.zip.")],
+) -> None:
+    """Pack the photographs of examples/pictures with the questions written by hand."""
+    written = pack_photos(target.stem, target)
+    console.print(f"{len(written.scenes)} photographs in {target}")
 
 
 @app.command("evaluate")

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 def eval_command(
     model: ModelOption = DEFAULT_MODEL,
     tasks: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    split_name: Annotated[
+        str, typer.Option("--split", help="test-v1, new-v1 (cut-outs never seen in training) or photo-v1.")
+    ] = "test-v1",
     method: Annotated[
         str, typer.Option("--method", "--methods", help="Names separated by commas; also oracle.")
     ] = "flowcut",
@@ -66,7 +69,7 @@ def eval_command(
                 from .tasks.evaluation import choose_questions
 
                 plans = plan_rows(names_in(method), budgets_in(target_num), names_in(positions or ""))
-                split = load_split()
+                split = load_split(split_name)
                 asked = choose_questions(split, list(TASKS) if tasks == "all" else names_in(tasks), limit, per_task)
                 loaded = load_model(model, device, dtype)
             identity = {

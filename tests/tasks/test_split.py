@@ -87,3 +87,21 @@ def test_every_shipped_question_is_about_something_visible() -> None:
         for question in scene.questions:
             absent = question.task == "exist" and question.answer == "No"
             assert scene.patches(question).any() != absent
+
+
+def test_new_scenes_show_what_training_never_does() -> None:
+    split = load_split("new-v1")
+    asked = Counter(question.task for scene in split.scenes for question in scene.questions)
+    assert set(asked) == set(TASKS) and min(asked.values()) >= 60
+    rendered = {scene.encoded for scene in load_split().scenes}
+    assert not rendered & {scene.encoded for scene in split.scenes}
+
+
+def test_photographs_have_questions_and_no_masks() -> None:
+    split = load_split("photo-v1")
+    assert len(split.scenes) == 8
+    for scene in split.scenes:
+        assert scene.picture().size == (336, 336) and not scene.items and scene.touched.shape == (0, 24, 24)
+        assert len(scene.questions) >= 7 and {question.task for question in scene.questions} <= set(TASKS)
+    answers = Counter(question.answer for _, question in split.questions("exist"))
+    assert 0.8 < answers["Yes"] / answers["No"] < 1.2

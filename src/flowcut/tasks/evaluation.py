@@ -259,9 +259,15 @@ def scene_answers(
 
 
 def oracle_patches(plan: RowPlan, number: int, scene: TaskScene, question: TaskQuestion) -> tuple[int, ...]:
-    """What the oracle keeps for a question; nothing for other methods."""
+    """What the oracle keeps for a question; nothing for other methods.
+
+    Raises:
+        ValueError: nobody has marked what the scene's patches show.
+    """
     if plan.method != ORACLE:
         return ()
+    if not scene.items:
+        raise ValueError("the oracle needs a split with masks, such as test-v1; this one has none.")
     assert plan.target_num is not None
     random = np.random.default_rng((ORACLE_SEED, number))
     return asked_patches(scene.touched, question.about, plan.target_num, random)

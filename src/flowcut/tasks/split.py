@@ -54,7 +54,7 @@ class TaskScene:
         name: the picture's name in the file.
         encoded: the picture as it is stored.
         items: what it shows: for each item its kind ("noun", "shape", "word"), its name and its colour or "".
-        touched: [items, 24, 24] bool, the patches in which each item is visible.
+        touched: [items, 24, 24] bool, the patches in which each item is visible; no items where nobody marked any.
         questions: what is asked about it.
     """
 
@@ -97,6 +97,10 @@ class TaskSplit:
 def load_split(name: str = "test-v1") -> TaskSplit:
     """Read a split that ships with the package.
 
+    Args:
+        name: ``test-v1``: rendered scenes; ``new-v1``: rendered scenes of cut-outs that training never shows;
+            ``photo-v1``: real photographs.
+
     Raises:
         FileNotFoundError: there is no such split; the message names those there are.
     """
@@ -122,8 +126,8 @@ def read_split(file: IO[bytes], name: str) -> TaskSplit:
         scenes = []
         for entry in index["scenes"]:
             items = tuple((kind, thing, color) for kind, thing, color in entry["items"])
-            packed = np.frombuffer(bytes.fromhex(entry["touched"]), np.uint8).reshape(len(items), -1)
-            touched = np.unpackbits(packed, axis=1)[:, : GRID * GRID].astype(bool)
+            packed = np.frombuffer(bytes.fromhex(entry["touched"]), np.uint8).reshape(len(items), GRID * GRID // 8)
+            touched = np.unpackbits(packed, axis=1).astype(bool)
             questions = tuple(
                 TaskQuestion(task, text, answer, tuple(about), kind)
                 for task, text, answer, about, kind in entry["questions"]
@@ -139,7 +143,7 @@ def write_split(split: TaskSplit, path: Path) -> None:
         {
             "name": scene.name,
             "items": scene.items,
-            "touched": np.packbits(scene.touched.reshape(len(scene.items), -1), axis=1).tobytes().hex(),
+            "touched": np.packbits(scene.touched.reshape(len(scene.items), GRID * GRID), axis=1).tobytes().hex(),
             "questions": [[q.task, q.text, q.answer, q.about, q.kind] for q in scene.questions],
         }
         for scene in split.scenes
