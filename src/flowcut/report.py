@@ -35,6 +35,8 @@ def figures_of(row: Row, uncut: Row | None) -> dict[str, Any]:
         "tower_seconds": costs.seconds.tower,
         "speedup": row.uncut_seconds / costs.seconds.prefill,
         "average": row.average,
+        "average_low": row.average_interval[0],
+        "average_high": row.average_interval[1],
         "relative": row.average / uncut.average if uncut is not None and uncut.average else None,
     }
     for task, score in row.scores.items():
@@ -56,7 +58,7 @@ def cells_of(row: Row, uncut: Row | None) -> list[str]:
         f"{numbers['flops'] / 1e9:.1f}",
         f"{numbers['prefill_seconds']:.2f}",
         f"{numbers['speedup']:.1f}x",
-        f"{100 * numbers['average']:.1f}",
+        f"{100 * numbers['average']:.1f} ({100 * numbers['average_low']:.0f}-{100 * numbers['average_high']:.0f})",
         "-" if relative is None else f"{100 * relative:.0f}%",
     ]
     for task in row.scores:
@@ -82,7 +84,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [header, ["---"] * len(header), *(cells_of(row, uncut) for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     note = (
-        "Accuracy in % with 95% Wilson intervals, number of questions in brackets; average: mean over tasks. Tokens: "
+        "Accuracy in % with 95% intervals (of the average: normal; else: Wilson), number of questions "
+        "in brackets. Tokens: "
         "visual tokens entering the language model; mean: over its layers; kv: cache entries after prefill. Costs are "
         "those of one prompt: FLOPs of tower, projector and prefill are counted, seconds are medians, and the speed-up "
         "of the prefill is measured in turns with the uncut model."
@@ -107,7 +110,7 @@ def save_report(folder: Path, identity: dict[str, Any], rows: Sequence[Row]) -> 
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Average accuracy against visual tokens, and against prefill time as a share of the uncut model's."""
+    """Average accuracy with 95% intervals against visual tokens, and against prefill time as a share of uncut."""
     figure = Figure(figsize=(9, 3.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -117,12 +120,14 @@ def draw(rows: Sequence[Row]) -> Figure:
         lines.setdefault(row.plan.method + positions, []).append(row)
     for name, group in lines.items():
         average = [100 * row.average for row in group]
+        half = [100 * (row.average_interval[1] - row.average) for row in group]
         if name == UNCUT:
             left.axhline(average[0], color="black", linestyle=":", label=UNCUT)
             right.axhline(average[0], color="black", linestyle=":", label=UNCUT)
             continue
-        left.plot([row.costs.visual_tokens_mean for row in group], average, marker="o", label=name)
-        right.plot([row.costs.seconds.prefill / row.uncut_seconds for row in group], average, marker="o", label=name)
+        style: dict[str, Any] = {"yerr": half, "marker": "o", "elinewidth": 0.6, "capsize": 2, "label": name}
+        left.errorbar([row.costs.visual_tokens_mean for row in group], average, **style)
+        right.errorbar([row.costs.seconds.prefill / row.uncut_seconds for row in group], average, **style)
     left.set_xlabel("visual tokens, mean over the language model's layers")
     right.set_xlabel("prefill time, share of uncut")
     left.set_ylabel("average accuracy, %")

@@ -23,6 +23,7 @@ from flowcut.cli import app
 from flowcut.tasks import TASKS, load_split, right
 from flowcut.tasks import evaluation as under_test
 from flowcut.tasks.evaluation import choose_questions
+from flowcut.tasks.metrics import TaskScore
 from flowcut.tasks.oracle import Oracle, asked_patches
 
 
@@ -57,6 +58,7 @@ def test_a_slice_end_to_end_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.
     uncut, flowcut_16, _, fastv_16, _ = first["rows"]
     assert first["questions"] == 20 == sum(value for key, value in uncut.items() if key.endswith("_n"))
     assert (uncut["visual_tokens"], flowcut_16["visual_tokens"], fastv_16["visual_tokens"]) == (36, 16, 36)
+    assert uncut["average_low"] <= uncut["average"] <= uncut["average_high"]
     assert flowcut_16["flops"] < uncut["flops"] and flowcut_16["kv_entries"] == uncut["kv_entries"] - 20
 
     def refuse(*arguments: Any, **options: Any) -> None:
@@ -68,6 +70,16 @@ def test_a_slice_end_to_end_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.
         assert [row["method"] for row in csv.DictReader(file)] == ["uncut", "flowcut", "flowcut", "fastv", "fastv"]
     assert (tmp_path / "a" / "table.md").read_text().count("\n|") == 6
     assert (tmp_path / "a" / "accuracy.png").stat().st_size > 1000
+
+
+def test_the_average_has_an_interval() -> None:
+    scores = {
+        "exist": TaskScore("exist", 100, 0.5, (0.4, 0.6)),
+        "name": TaskScore("name", 400, 0.8, (0.75, 0.85)),
+    }
+    row = under_test.Row(under_test.RowPlan("uncut"), scores, None, 1.0, [])  # type: ignore[arg-type]
+    half = 1.96 * (0.5 * 0.5 / 100 + 0.8 * 0.2 / 400) ** 0.5 / 2
+    assert row.average_interval == pytest.approx((0.65 - half, 0.65 + half))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ class Row:
         """Mean accuracy over the tasks, 0 to 1."""
         return float(np.mean([one.accuracy for one in self.scores.values()]))
 
+    @property
+    def average_interval(self) -> tuple[float, float]:
+        """95% interval of the average: the tasks' questions are independent draws, their number is large (normal)."""
+        shares = [(one.accuracy, one.questions) for one in self.scores.values()]
+        half = 1.96 * float(np.sqrt(sum(share * (1 - share) / total for share, total in shares))) / len(shares)
+        return max(0.0, self.average - half), min(1.0, self.average + half)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and texts, for JSON."""
         return {
