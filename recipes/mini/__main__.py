@@ -21,6 +21,7 @@ from .convert import convert
 from .material import Material, Split
 from .pack import pack
 from .photos import pack_photos
+from .precision import fast_dtype
 from .student import Student
 from .testset import choose
 from .workers import run_stage
@@ -70,7 +71,7 @@ def features_command(
     torch.set_num_threads(threads)
     workspace = Workspace(root)
     material = Material(workspace)
-    tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.bfloat16).eval()
+    tower = Dinov2Model.from_pretrained(workspace.tower, dtype=fast_dtype()).eval()
     with _bar() as bar:
         for shard in bar.track(range(shards), description=f"{split} shards"):
             features.build_shard(workspace, material, tower, _split(split), shard)

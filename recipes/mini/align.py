@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, halve_targets, targets
 from .features import halve, read_shard, shards
+from .precision import fast_dtype
 from .projector import new_projector
 from .workspace import Workspace
 
@@ -56,7 +57,7 @@ def align(
         for each aspect the share of the test shards' patches that is named rightly.
     """
     torch.manual_seed(seed)
-    language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=torch.bfloat16)
+    language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=fast_dtype())
     tokenizer = AutoTokenizer.from_pretrained(workspace.language)
     alignment = DenseAlignment(language.get_input_embeddings().weight, tokenizer)
     features, wanted = load_patches(workspace, "train", shards(workspace, "train"))

@@ -16,6 +16,7 @@ from transformers import Dinov2Model
 from flowcut.tasks import TaskQuestion, TaskScene
 
 from .material import Material, Split
+from .precision import fast_dtype
 from .render import render
 from .scene import GRID, Scene
 from .workspace import Workspace
@@ -136,7 +137,7 @@ def encode_split(
         path = folder / f"{scene.name}.npy"
         if not path.exists():
             if tower is None:
-                tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.bfloat16).eval()
+                tower = Dinov2Model.from_pretrained(workspace.tower, dtype=fast_dtype()).eval()
             np.save(path, encode(tower, [scene.picture()])[0].numpy())
         yield torch.from_numpy(np.load(path)), scene.touched, scene.questions
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .dialogue import Packed, Packer
 from .guidance import counted, guidance
+from .precision import fast_dtype
 from .projector import new_projector
 from .workspace import Workspace
 
@@ -41,7 +42,7 @@ def adapter_config() -> LoraConfig:
 
 
 class Student(nn.Module):
-    """SmolLM2 in bfloat16 with LoRA adapters, and the projector in float32.
+    """SmolLM2 in `fast_dtype` with LoRA adapters, and the projector in float32.
 
     Attention runs in its plain form: on CPUs it beats the fused one when a dense mask is given.
 
@@ -52,7 +53,7 @@ class Student(nn.Module):
     def __init__(self, workspace: Workspace) -> None:
         super().__init__()
         language = AutoModelForCausalLM.from_pretrained(
-            workspace.language, dtype=torch.bfloat16, attn_implementation="eager"
+            workspace.language, dtype=fast_dtype(), attn_implementation="eager"
         )
         self.language = get_peft_model(language, adapter_config(), autocast_adapter_dtype=False)
         self.projector = new_projector(torch.randn(8, 384))
@@ -110,7 +111,7 @@ class Student(nn.Module):
         return loss, answered(packed, logits.argmax(dim=-1) == wanted, branch)
 
     def adapters(self) -> list[nn.Parameter]:
-        """The adapters' weights, in bfloat16."""
+        """The adapters' weights."""
         return [weight for weight in self.language.parameters() if weight.requires_grad]
 
     def save(self, folder: Path) -> None:

@@ -77,7 +77,7 @@ class Stage:
 
 
 class HalfPrecisionAdam:
-    """AdamW on float32 copies of bfloat16 weights: updates smaller than bfloat16's steps still add up.
+    """AdamW on float32 copies of the weights: updates smaller than bfloat16's steps still add up.
 
     Args:
         groups: weights with their learning rates.
