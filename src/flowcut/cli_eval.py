@@ -32,7 +32,7 @@ def eval_command(
     model: ModelOption = DEFAULT_MODEL,
     tasks: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
     split_name: Annotated[
-        str, typer.Option("--split", help="test-v1, new-v1 (cut-outs never seen in training) or photo-v1.")
+        str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v1.")
     ] = "test-v1",
     method: Annotated[
         str, typer.Option("--method", "--methods", help="Names separated by commas; also oracle.")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from shipped import require_mini
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flowcut import FlowCutError
 from flowcut.checkpoints import load_mini, mini
 from flowcut.checkpoints.mini_weights import GRID, halves_apart, merge_adapters, resample
-
-
-def require_mini() -> None:
-    """Skip where the data package is not installed, unless this run is to have it."""
-    if not mini.mini_installed() and not os.environ.get("FLOWCUT_REQUIRE_MINI"):
-        pytest.skip(f"flowcut-mini's weights are not installed: {mini.INSTALL}")
 
 
 def test_adapters_are_merged_as_peft_merges_them() -> None:

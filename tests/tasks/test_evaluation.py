@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import pytest
 import tiny
 import tiny_checkpoint
 import torch
+from shipped import require_mini
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 from flowcut import UnsupportedModelError, attach
-from flowcut.checkpoints import mini
 from flowcut.cli import app
 from flowcut.tasks import TASKS, load_split, right
 from flowcut.tasks import evaluation as under_test
@@ -157,8 +156,7 @@ def test_the_oracle_cuts_the_towers_output_to_its_patches() -> None:
 
 
 def test_a_slice_on_the_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not mini.mini_installed() and not os.environ.get("FLOWCUT_REQUIRE_MINI"):
-        pytest.skip(f"flowcut-mini's weights are not installed: {mini.INSTALL}")
+    require_mini()
     monkeypatch.setattr(under_test, "COST_REPEATS", 1)
     report = call_eval("--limit", 20, "--target-num", 64, "--output", tmp_path)
     uncut, flowcut = report["rows"]

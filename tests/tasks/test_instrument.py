@@ -5,11 +5,11 @@ A slice of what ``recipes/mini/README.md`` reports for the whole split; threshol
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from shipped import require_mini
 
 from flowcut import attach
 from flowcut.checkpoints import mini
@@ -27,8 +27,7 @@ Answering = Callable[[int, TaskScene, list[TaskQuestion]], list[str]]
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    if not mini.mini_installed() and not os.environ.get("FLOWCUT_REQUIRE_MINI"):
-        pytest.skip(f"flowcut-mini's weights are not installed: {mini.INSTALL}")
+    require_mini()
     return load_model(mini.MINI)
 
 

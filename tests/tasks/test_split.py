@@ -89,7 +89,7 @@ def test_every_shipped_question_is_about_something_visible() -> None:
             assert scene.patches(question).any() != absent
 
 
-def test_new_scenes_show_what_training_never_does() -> None:
+def test_the_new_scenes_have_enough_of_everything_and_are_others() -> None:
     split = load_split("new-v1")
     asked = Counter(question.task for scene in split.scenes for question in scene.questions)
     assert set(asked) == set(TASKS) and min(asked.values()) >= 60

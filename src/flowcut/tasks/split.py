@@ -98,7 +98,7 @@ def load_split(name: str = "test-v1") -> TaskSplit:
     """Read a split that ships with the package.
 
     Args:
-        name: ``test-v1``: rendered scenes; ``new-v1``: rendered scenes of cut-outs that training never shows;
+        name: ``test-v1``: rendered scenes; ``new-v1``: rendered scenes with held-out cut-outs, for nouns that have any;
             ``photo-v1``: real photographs.
 
     Raises:
