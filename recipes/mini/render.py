@@ -20,8 +20,15 @@ _LAYOUTS = {
     "crowd": (0.14, (5, 9), (84, 128)),
     "large": (0.18, (2, 4), (115, 200)),
     "close": (0.08, (1, 1), (260, 560)),
+    "herd": (0.0, (3, 9), (56, 100)),
 }
 _TRIES = 40
+
+HERDS_FROM = 6400
+"""Training scenes from this number on are herds: one to three nouns, up to six of each, and nothing else.
+
+In the scenes before them few things are there more than twice, which is little to learn counting from.
+"""
 
 
 def scene_seed(split: Split, index: int) -> tuple[int, int]:
@@ -38,6 +45,8 @@ def render(material: Material, split: Split, index: int) -> tuple[Image.Image, S
     random = np.random.default_rng(scene_seed(split, index))
     names = list(_LAYOUTS)
     layout = names[int(random.choice(len(names), p=[_LAYOUTS[name][0] for name in names]))]
+    if split == "train" and index >= HERDS_FROM:
+        layout = "herd"
     _, (fewest, most), sizes = _LAYOUTS[layout]
     count = int(random.integers(fewest, most + 1))
     picture = paint.background(material, split, random)
@@ -72,6 +81,10 @@ def _contents(layout: str, count: int, random: np.random.Generator) -> list[tupl
     if layout == "close":
         return [(order[0], "noun", "")]
     contents: list[tuple[Noun | str, str, str]] = []
+    if layout == "herd":
+        for noun in order[: int(random.integers(1, 4))]:
+            contents += [(noun, "noun", "")] * min(int(random.integers(1, 7)), count - len(contents))
+        return contents
     shapes = int(random.integers(0, min(3, count) + 1)) if random.random() < 0.7 else 0
     names = random.permutation(len(SHAPES))
     tints = random.permutation(len(COLORS))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
-from recipes.mini.render import SPLIT_SEEDS, render, scene_seed
+from recipes.mini.render import HERDS_FROM, SPLIT_SEEDS, render, scene_seed
 from recipes.mini.scene import BACKGROUND, GRID, Item, Scene, patches_of
 
 
@@ -48,6 +50,16 @@ def test_splits_share_no_scene(material) -> None:
     assert len(seeds) == 50 * len(SPLIT_SEEDS)
     pictures = {np.asarray(render(material, split, i)[0]).tobytes() for split in SPLIT_SEEDS for i in range(6)}
     assert len(pictures) == 6 * len(SPLIT_SEEDS)
+
+
+def test_late_training_scenes_show_up_to_six_alike_and_nothing_else(material) -> None:
+    herds = [render(material, "train", HERDS_FROM + index)[1] for index in range(30)]
+    assert {item.kind for scene in herds for item in scene.items} == {"noun"}
+    alike = [Counter(item.name for item in scene.items) for scene in herds]
+    assert {number for counts in alike for number in counts.values()} == {1, 2, 3, 4, 5, 6}
+    assert {len(counts) for counts in alike} == {1, 2, 3}
+    others = [render(material, "train", HERDS_FROM - 1), render(material, "test", HERDS_FROM)]
+    assert all(scene.layout != "herd" for _, scene in others)
 
 
 def test_foreground_ranges_from_specks_to_close_ups(material) -> None:
