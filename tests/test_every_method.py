@@ -11,7 +11,6 @@ import tiny_qwen
 import torch
 import zoo
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flowcut import METHODS, Method, UnsupportedModelError, attach
 
@@ -62,7 +61,7 @@ def test_on_every_family(method: str, name: str) -> None:
         pytest.skip(f"{method} refuses {name}")
     batch = case.together(case.samples)
     uncut = model(**batch).logits
-    before, registry = families.fingerprint(model), set(ALL_ATTENTION_FUNCTIONS)
+    before, registry = families.fingerprint(model), families.registered()
     with attach(model, make(method, retain_ratio=1.0)) as handle:
         assert torch.equal(model(**batch).logits, uncut)
         assert all(image.whole for image in handle.trace.images)
@@ -93,7 +92,7 @@ def test_on_every_family(method: str, name: str) -> None:
         assert generated(model, batch) == answers
         assert trace.sequence.flops[0].total < trace.sequence.uncut_flops[0].total
     assert families.fingerprint(model) == before
-    assert set(ALL_ATTENTION_FUNCTIONS) == registry
+    assert families.registered() == registry
     assert torch.equal(model(**batch).logits, uncut)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import gc
 from typing import Any
 
 import pytest
 import tiny_qwen
 import torch
-from families import check_flops, fingerprint
+from families import check_flops, fingerprint, registered
 from tiny_qwen import FAMILIES, batch, four, sample
 from transformers import DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flowcut import FlowCut, NotAppliedError, attach
 
@@ -188,14 +186,11 @@ def test_detach_leaves_nothing_behind(family: str, attention: str) -> None:
     inputs = batch(four(model))
     expected = model(**inputs).logits
 
-    before = fingerprint(model)
-    gc.collect()
-    registry = set(ALL_ATTENTION_FUNCTIONS)
+    before, registry = fingerprint(model), registered()
     with attach(model, FlowCut(target_num=5)):
         assert model(**inputs).logits.shape[1] < expected.shape[1]
     assert fingerprint(model) == before
-    gc.collect()
-    assert set(ALL_ATTENTION_FUNCTIONS) == registry
+    assert registered() == registry
     assert torch.equal(model(**inputs).logits, expected)
 
 
