@@ -20,14 +20,15 @@ _LAYOUTS = {
     "crowd": (0.14, (5, 9), (84, 128)),
     "large": (0.18, (2, 4), (115, 200)),
     "close": (0.08, (1, 1), (260, 560)),
-    "herd": (0.0, (3, 9), (56, 100)),
+    "herd": (0.0, (5, 10), (48, 92)),
 }
 _TRIES = 40
 
 HERDS_FROM = 6400
-"""Training scenes from this number on are herds: one to three nouns, up to six of each, and nothing else.
+"""Training scenes from this number on are herds: one or two nouns, up to six of each, and two to four shapes.
 
-In the scenes before them few things are there more than twice, which is little to learn counting from.
+In the scenes before them few things are there more than twice, which is little to learn counting from, and a
+dialogue asks about one or two shapes.
 """
 
 
@@ -82,13 +83,16 @@ def _contents(layout: str, count: int, random: np.random.Generator) -> list[tupl
         return [(order[0], "noun", "")]
     contents: list[tuple[Noun | str, str, str]] = []
     if layout == "herd":
-        for noun in order[: int(random.integers(1, 4))]:
+        for noun in order[: int(random.integers(1, 3))]:
             contents += [(noun, "noun", "")] * min(int(random.integers(1, 7)), count - len(contents))
-        return contents
-    shapes = int(random.integers(0, min(3, count) + 1)) if random.random() < 0.7 else 0
+        shapes = min(int(random.integers(2, 5)), count - len(contents))
+    else:
+        shapes = int(random.integers(0, min(3, count) + 1)) if random.random() < 0.7 else 0
     names = random.permutation(len(SHAPES))
     tints = random.permutation(len(COLORS))
     contents += [(SHAPES[int(names[k])], "shape", list(COLORS)[int(tints[k])]) for k in range(shapes)]
+    if layout == "herd":
+        return contents
     if layout != "large" and random.random() < 0.4:
         contents.append((WORDS[int(random.integers(len(WORDS)))], "word", ""))
     room = max(1, count - len(contents))

@@ -31,7 +31,7 @@ from .workspace import Workspace
 ALIGNMENT_WEIGHT = 0.1
 """Weight of the dense alignment loss, so that patches keep saying what they show."""
 
-MOST_ASKED = {"exist": 6, "name": 6, "where": 6, "count": 4, "color": 3, "shape": 3, "read": 0}
+MOST_ASKED = {"exist": 6, "name": 6, "where": 6, "count": 4, "color": 3, "shape": 5, "read": 0}
 """Most questions of each task in one dialogue. Reading isn't learned from these features, and not trained."""
 
 COUNTS_KEPT = {"1": 0.2, "2": 0.4, "3": 0.8}
