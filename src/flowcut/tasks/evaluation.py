@@ -19,7 +19,7 @@ from ..methods import FlowCut, Method, make_method
 from ..methods.base import Positions
 from ..run import Outcome, run
 from .answering import answer_all, may_share
-from .metrics import TaskScore, score
+from .metrics import NORMAL_QUANTILE, TaskScore, score
 from .oracle import Oracle, asked_patches
 from .split import TASKS, TaskQuestion, TaskScene, TaskSplit
 
@@ -85,7 +85,8 @@ class Row:
     def average_interval(self) -> tuple[float, float]:
         """95% interval of the average: the tasks' questions are independent draws, their number is large (normal)."""
         shares = [(one.accuracy, one.questions) for one in self.scores.values()]
-        half = 1.96 * float(np.sqrt(sum(share * (1 - share) / total for share, total in shares))) / len(shares)
+        spread = float(np.sqrt(sum(share * (1 - share) / total for share, total in shares))) / len(shares)
+        half = NORMAL_QUANTILE * spread
         return max(0.0, self.average - half), min(1.0, self.average + half)
 
     def as_dict(self) -> dict[str, Any]:

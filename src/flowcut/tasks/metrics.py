@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _ARTICLE = re.compile(r"^(?:a|an|the)\s+")
-_Z = 1.959963984540054  # the normal distribution's 97.5% point
+NORMAL_QUANTILE = 1.959963984540054
+"""The normal distribution's 97.5% point: half of a 95% interval, in standard errors."""
 
 
 def normalise(answer: str) -> str:
@@ -38,9 +39,9 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     if total <= 0 or not 0 <= hits <= total:
         raise ValueError(f"an interval needs 0 <= hits <= total and a positive total, got {hits} of {total}")
     share = hits / total
-    scale = 1 + _Z**2 / total
-    middle = (share + _Z**2 / (2 * total)) / scale
-    half = _Z * math.sqrt(share * (1 - share) / total + (_Z / (2 * total)) ** 2) / scale
+    scale = 1 + NORMAL_QUANTILE**2 / total
+    middle = (share + NORMAL_QUANTILE**2 / (2 * total)) / scale
+    half = NORMAL_QUANTILE * math.sqrt(share * (1 - share) / total + (NORMAL_QUANTILE / (2 * total)) ** 2) / scale
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
