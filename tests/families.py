@@ -155,6 +155,30 @@ def check_loss(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def check_checkpointing(model: Any, inputs: dict[str, Tensor], method: FlowCut, reentrant: bool = False) -> None:
+    """Gradient checkpointing, switched on while attached, repeats the cuts and changes no gradient."""
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad(set_to_none=True)
+        model(**inputs, labels=labels, use_cache=False).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    with attach(model.train(), method) as handle:
+        expected = gradients()
+        kept = [image.kept.tolist() for image in handle.trace.images]
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        found = gradients()
+        assert [image.kept.tolist() for image in handle.trace.images] == kept
+        assert any(len(image.kept) < image.patches for image in handle.trace.images)
+    functions = {id(vars(module).get("_gradient_checkpointing_func")) for module in model.modules()}
+    assert len(functions - {id(None)}) == 1, "transformers' own function is back in every layer"
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    model.zero_grad(set_to_none=True)
+
+
 @torch.no_grad()
 def check_flops(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
     """Our count against torch's, which also sees the scoring; the model must compute its attention eagerly."""

@@ -124,8 +124,5 @@ def test_padding_inside_a_tile_is_refused(kind: str) -> None:
 
 
 @both
-def test_gradient_checkpointing_in_the_tower_is_refused(kind: str) -> None:
-    model = tiny_model(kind).train()
-    model.gradient_checkpointing_enable()
-    with attach(model, FlowCut(target_num=4)), pytest.raises(UnsupportedModelError, match="gradient checkpointing"):
-        model(**together(SAMPLES))
+def test_gradient_checkpointing(kind: str) -> None:
+    families.check_checkpointing(tiny_model(kind), together(SAMPLES), FlowCut(target_num=4))

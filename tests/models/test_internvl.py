@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
-from flowcut import FlowCut, UnsupportedModelError, attach
+from flowcut import FlowCut, attach
 
 TOKENS = tiny.PATCHES // 4
 
@@ -59,11 +59,13 @@ def test_loss_with_labels() -> None:
     families.check_loss(tiny_model(), families.collate(SAMPLES), FlowCut(target_num=4))
 
 
-def test_gradient_checkpointing_in_the_tower_is_refused() -> None:
-    model = tiny_model().train()
-    model.gradient_checkpointing_enable()
-    with attach(model, FlowCut(target_num=4)), pytest.raises(UnsupportedModelError, match="gradient checkpointing"):
-        model(**families.collate(SAMPLES))
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    model = tiny_model()
+    if reentrant:
+        # Reentrant checkpoints only propagate where an input requires gradients.
+        model.model.vision_tower.embeddings.register_forward_hook(lambda module, args, out: out.requires_grad_())
+    families.check_checkpointing(model, families.collate(SAMPLES), FlowCut(target_num=4), reentrant)
 
 
 @torch.no_grad()

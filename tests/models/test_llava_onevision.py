@@ -85,6 +85,10 @@ def test_loss_with_labels(samples: list[families.Sample]) -> None:
     families.check_loss(tiny_model(), families.collate(samples), FlowCut(target_num=20))
 
 
+def test_gradient_checkpointing(samples: list[families.Sample]) -> None:
+    families.check_checkpointing(tiny_model(), families.collate(samples), FlowCut(target_num=20))
+
+
 @torch.no_grad()
 def test_tiles_share_the_budget_and_images_beside_others_have_one_tile(samples: list[families.Sample]) -> None:
     model = tiny_model()

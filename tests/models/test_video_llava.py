@@ -68,6 +68,10 @@ def test_loss_with_labels() -> None:
     families.check_loss(tiny_model(), families.collate(SAMPLES), FlowCut(target_num=20))
 
 
+def test_gradient_checkpointing() -> None:
+    families.check_checkpointing(tiny_model(), families.collate(SAMPLES), FlowCut(target_num=20))
+
+
 @torch.no_grad()
 def test_frames_share_the_budget() -> None:
     model = tiny_model()

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
 from ..methods.base import Method
 from ..models.base import MODALITY, ModelFamily, ModelParts, VisionTower
 from ..trace import ImageTrace
-from .attention import PASS_KEYWORD, Observation, current_pass, silent_pass
+from .attention import PASS_KEYWORD, Observation, ObservedPass, current_pass, silent_pass
 from .overrides import Override
 from .shrinking import shrink
 from .tiles import join_rows, pack_tiles, plan_image
 from .vision_pass import VisionPass
+
+CHECKPOINT = "_gradient_checkpointing_func"
+"""Attribute of transformers' layers that calls them under gradient checkpointing."""
 
 TRACES = "flowcut_images"
 """Attribute of a tower's output that holds the traces of its images."""
@@ -93,6 +95,8 @@ class VisionStage:
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         observation.refresh()
+        if not tower.keywords:
+            self._follow_checkpointing(tower)
         pixel_values = args[0] if args else kwargs["pixel_values"]
         options = call_options.get()
         choice = self.family.feature_choice(self.parts, options)
@@ -107,9 +111,14 @@ class VisionStage:
             patches = len(places)
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
         current = VisionPass(tower, choice, plan, patches, self.method, pixel_values, frames, places)
-        if current.policy is not None and not tower.keywords and torch.is_grad_enabled():
-            refuse_checkpointing(tower)
         return args, {**kwargs, PASS_KEYWORD: current}
+
+    def _follow_checkpointing(self, tower: VisionTower) -> None:
+        """Make layers that are recomputed in the backward pass find their pass again; it may be switched on later."""
+        for layer in tower.layers:
+            function = vars(layer).get(CHECKPOINT)
+            if function is not None and getattr(function, "func", None) is not remember_pass:
+                self.overrides.append(Override(layer, CHECKPOINT, remember_pass))
 
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -173,24 +182,21 @@ def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor,
 
 def run_silently(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The forward of a tower that does not hand keyword arguments on: its layers find the pass by themselves."""
-    token = silent_pass.set(kwargs.pop(PASS_KEYWORD, None))
+    return under_pass(kwargs.pop(PASS_KEYWORD, None), partial(original, **kwargs), *args)
+
+
+def remember_pass(original: Callable[..., Any], function: Callable[..., Any], *args: Any) -> Any:
+    """A layer's gradient checkpointing: ``function`` runs under the pass at work, also when the tower is through."""
+    return original(partial(under_pass, silent_pass.get(), function), *args)
+
+
+def under_pass(current: ObservedPass | None, function: Callable[..., Any], *args: Any) -> Any:
+    """Run ``function`` as part of the pass ``current``."""
+    token = silent_pass.set(current)
     try:
-        return original(*args, **kwargs)
+        return function(*args)
     finally:
         silent_pass.reset(token)
-
-
-def refuse_checkpointing(tower: VisionTower) -> None:
-    """Towers that hand no keyword arguments on could not repeat a cut in the backward pass.
-
-    Raises:
-        UnsupportedModelError: gradient checkpointing is at work in the tower.
-    """
-    if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in tower.layers):
-        raise UnsupportedModelError(
-            f"{type(tower.module).__name__} cannot be cut under gradient checkpointing. Switch it off for the vision "
-            "tower (its gradient_checkpointing_disable()), or put the tower into eval mode."
-        )
 
 
 def with_call_options(modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
