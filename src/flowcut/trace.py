@@ -85,7 +85,8 @@ class ImageTrace:
         placeholder_kept: boolean, one for each visual token of the prompt: which of them stay.
         visual_tokens: how many stay and enter the language model.
         target: how many may stay in the end, after cuts inside the language model.
-        chosen: where tokens were cut behind the projector, the places in ``grid`` of those that stayed, sorted.
+        chosen: where tokens were cut behind the projector, or are interpolated between patches, the places in ``grid``
+            of those that stayed (the nearest patches), sorted.
     """
 
     tiles: tuple[TileTrace, ...]
@@ -160,7 +161,7 @@ class ImageTrace:
     @property
     def kept_after_layer(self) -> dict[int, Tensor]:
         """The patches alive after each layer that cut (all of a tile that did not cut there), by layer."""
-        if self.layout.pooled is not None:
+        if self.layout.pooled is not None or self.layout.blend is not None:
             return {} if self.whole else {self.tiles[0].layers_run - 1: self.kept}
         alive = [torch.arange(tile.patches, device=tile.kept.device) for tile in self.tiles]
         after: dict[int, Tensor] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
 
-from flowcut import FlowCut, UnsupportedModelError, attach
+from flowcut import DivPrune, FastV, FlowCut, UnsupportedModelError, VisionZip, attach
 
 SIDE = 14 * tiny.GRID
 PINPOINTS = [[SIDE * rows, SIDE * columns] for rows in (1, 2, 4) for columns in (1, 2, 4)]
@@ -130,14 +130,81 @@ def raster(kept: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_an_image_that_the_model_scales_down_is_refused() -> None:
+def importance_by_hand(model: Any, run: Any, rows: int, side: int) -> Tensor:
+    """FlowCut's importance of every patch, ``[rows, patches]``, when nothing is cut; ``run`` calls the uncut model."""
+    patches = side * side
+    total: list[Tensor] = []
+
+    def score(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        query, key, value = (
+            projection(hidden).reshape(rows, patches, 4, 8).transpose(1, 2)
+            for projection in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        relation = torch.softmax(query.mean(2, keepdim=True) @ key.mT / 8**0.5, dim=-1).mean(1)[:, 0]
+        semantic = torch.softmax(value.mean(2, keepdim=True) @ value.mT, dim=-1).mean(1)[:, 0]
+        current = (relation + semantic) * value.mean(1).abs().sum(-1)
+        total.append(0.5 * total[-1] + 0.5 * current if total else current)
+
+    # The model reads the last layer's output, so the last cut would follow the layer before it.
+    layers = model.model.vision_tower.encoder.layers[:-1]
+    hooks = [layer.self_attn.register_forward_pre_hook(score, with_kwargs=True) for layer in layers]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return total[-1]
+
+
+@pytest.mark.parametrize("image_newline", [False, True])
+@torch.no_grad()
+def test_tokens_of_an_image_that_the_model_scales_down(image_newline: bool) -> None:
+    """The tower runs whole, and tokens are ranked by the importance of the patches they lie between."""
+    model, base = tiny_model(), tiny_model().model
+    inputs = {name: tensor for name, tensor in sample([HUGE], 7).items() if name != "input_ids"}
+    uncut = base.get_image_features(**inputs).pooler_output[0]
+    importance = importance_by_hand(model, lambda: model.model.get_image_features(**inputs), MOST_TILES, tiny.GRID)
+    # The model's own packing of the importance, as if it were a feature, is that of the tokens; newlines come last.
+    lowest = torch.tensor([-1.0])
+    (expected,), _ = base.pack_image_features(
+        [importance[..., None]], inputs["image_sizes"], image_newline=lowest, vision_aspect_ratio="anyres_max_4"
+    )
+    best = expected[:, 0].topk(20).indices.sort().values
+    with attach(model, FlowCut(target_num=20, image_newline=image_newline)):
+        output = model.model.get_image_features(**inputs)
+    (trace,) = output.flowcut_images
+    kept = trace.placeholder_kept.nonzero()[:, 0]
+    newlines = kept[expected[kept, 0] == lowest]
+    assert kept[expected[kept, 0] != lowest].tolist() == best.tolist() and bool(len(newlines)) == image_newline
+    torch.testing.assert_close(output.pooler_output[0], uncut[kept])
+    assert trace.grid == (MOST_TILES, 6, 6) and len(trace.kept.unique()) == 20 == len(trace.kept)
+    # In the picture of 24 x 24 patches, scaled down to 12 x 12 tokens, the nearest patch is half a patch away.
+    assert {int(patch) for patch in trace.kept if patch < tiny.PATCHES} == {int(t) for t in best if t < tiny.PATCHES}
+    assert list(trace.kept_after_layer) == [7] and trace.tokens_after_layer == [MOST_TILES * tiny.PATCHES] * 8
+
+
+def test_a_batch_with_an_image_that_the_model_scales_down(samples: list[families.Sample]) -> None:
+    huge = [sample([HUGE], 5), *samples[1:3], sample([(330, 160)], 6)]
+    inputs = families.collate(huge)
+    families.check_batch(tiny_model(), huge, FlowCut(target_num=20))
+    families.check_uncut(tiny_model(), inputs)
+    families.check_detach(tiny_model(), inputs, FlowCut(target_num=20))
+    families.check_loss(tiny_model(), inputs, FlowCut(target_num=20))
+
+
+@torch.no_grad()
+def test_other_methods_on_an_image_that_the_model_scales_down() -> None:
     model = tiny_model()
     inputs = families.collate([sample([HUGE])])
-    uncut = model(**inputs).logits
-    with attach(model, FlowCut(target_num=20)), pytest.raises(UnsupportedModelError, match="330 x 330 pixels"):
+    # FastV ranks the separators of the rows as well, which are no patches.
+    for method, least in ((DivPrune(target_num=20), 20), (FastV(target_num=20, layers=1), 10)):
+        with attach(model, method) as handle:
+            model(**inputs)
+            assert handle.trace.sequence is not None
+            patches = handle.trace.sequence.patches_at_the_end(0)
+        assert least <= len(patches) <= 20 and len(patches.unique()) == len(patches)
+        assert patches.min() >= 0 and patches.max() < MOST_TILES * tiny.PATCHES
+    with attach(model, VisionZip(target_num=20)), pytest.raises(UnsupportedModelError, match="330 x 330 pixels"):
         model(**inputs)
-    with attach(model, FlowCut(retain_ratio=1.0)):
-        assert torch.equal(model(**inputs).logits, uncut)
 
 
 def video(seed: int, kinds: str = "v") -> families.Sample:
@@ -194,27 +261,7 @@ def test_pooled_tokens_are_ranked_by_the_importance_of_their_patches() -> None:
     config.vision_config.image_size = 7 * 14
     model = families.build(LlavaOnevisionForConditionalGeneration, config, ("vision_tower",))
     pixels = torch.randn(1, 2, 3, 98, 98, generator=torch.Generator().manual_seed(3))
-    tower = model.model.vision_tower
-    importance: list[Tensor] = []
-
-    def score(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        query, key, value = (
-            projection(hidden).reshape(2, 49, 4, 8).transpose(1, 2)
-            for projection in (module.q_proj, module.k_proj, module.v_proj)
-        )
-        relation = torch.softmax(query.mean(2, keepdim=True) @ key.mT / 8**0.5, dim=-1).mean(1)[:, 0]
-        semantic = torch.softmax(value.mean(2, keepdim=True) @ value.mT, dim=-1).mean(1)[:, 0]
-        importance.append((relation + semantic) * value.mean(1).abs().sum(-1))
-
-    hooks = [layer.self_attn.register_forward_pre_hook(score, with_kwargs=True) for layer in tower.encoder.layers]
-    model.model.get_video_features(pixels)
-    for hook in hooks:
-        hook.remove()
-    # The model reads the last layer's output, so the last cut would follow the layer before it.
-    total = importance[0]
-    for current in importance[1:7]:
-        total = 0.5 * total + 0.5 * current
+    total = importance_by_hand(model, lambda: model.model.get_video_features(pixels), 2, 7)
     pooled = torch.nn.functional.interpolate(total.reshape(2, 1, 7, 7), size=(4, 4), mode="bilinear").flatten(1)
     expected = [frame.topk(5).indices.sort().values + 16 * number for number, frame in enumerate(pooled)]
     with attach(model, FlowCut(target_num=10)):

@@ -28,7 +28,8 @@ class TowerPass:
             one more, since FlowCut's last cut there follows the last layer.
         device: where the activations live.
         frames: rows of each video, which share its budget; empty for images.
-        ranks: whether nothing is cut in the tower, and patches are only ranked, for :meth:`VisionPolicy.choose_pooled`.
+        ranks: whether there are rows of which nothing is cut, whose patches are only ranked, for
+            :meth:`VisionPolicy.choose_pooled` or :meth:`VisionPolicy.rank`.
         packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
             are then groups of them where :meth:`Method.cuts_groups` says so.
         seeds: gives a number for every image that depends on its pixels alone; the host waits for the device.
@@ -145,6 +146,11 @@ class VisionPolicy(ABC):
             targets: how many tokens of each row stay.
         """
         raise TypeError(f"{type(self).__name__} does not rank pooled tokens.")
+
+    def rank(self) -> Tensor:
+        """The importance of every patch, ``[B, N]``, of rows that were only ranked, where the model interpolates their
+        patches behind the tower; called behind the last layer, if :attr:`Method.ranks_pooled`."""
+        raise TypeError(f"{type(self).__name__} does not rank patches.")
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,8 @@ class Method:
         cuts_projected: whether it cuts behind the projector.
         ranks_ahead: whether a cut behind a decoder layer is chosen from q, k, v that the *next* layer computes of all
             tokens, instead of that layer's own.
-        ranks_pooled: whether its vision policy can rank tokens that are pooled from patches behind the tower.
+        ranks_pooled: whether its vision policy can rank tokens that are pooled or interpolated from patches behind the
+            tower.
 
     Attributes:
         target_num: visual tokens of each image that reach the language model.

@@ -199,13 +199,16 @@ class FlowCutPolicy(VisionPolicy):
         return Selection(index, counts)
 
     def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
+        importance = self.rank() @ weights.mT
+        counts = pooled_counts(importance, targets, self.pools, None) if self.pools else targets
+        return Selection(top_in_order(importance, counts), counts)
+
+    def rank(self) -> Tensor:
         assert self.importance is not None
         for observed, flag in self._finite:
             if not flag:
                 raise not_finite(observed)
-        importance = self.importance @ weights.mT
-        counts = pooled_counts(importance, targets, self.pools, None) if self.pools else targets
-        return Selection(top_in_order(importance, counts), counts)
+        return self.importance
 
     def _counts_after(self, layer: int, relation: Tensor) -> tuple[int, ...]:
         """Patches left after this cut; the one place per cut where the host waits for the device."""

@@ -144,8 +144,10 @@ class ImageLayout:
         pooled: where patches are pooled by interpolation behind the tower, float ``[tokens of a tile, patches]``: the
             weight of every patch in every token. The tower then stays whole and the pooled tokens are cut; ``grid`` and
             ``tokens`` count those.
-        blocked: why patches cannot be cut in the tower, where that is so, else empty. Without ``pooled`` nothing can
-            be cut then, and of ``tokens`` only the number counts.
+        blend: where the tokens of the whole image are interpolated from patches of several tiles: int64 ``[visual
+            tokens, 4]``, the patches in every token, and float ``[visual tokens, 4]``, their weights. The tower then
+            stays whole and tokens are cut behind it; ``tokens`` names the nearest patch of each.
+        blocked: why patches cannot be cut in the tower, where that is so, else empty.
     """
 
     tiles: int
@@ -154,6 +156,7 @@ class ImageLayout:
     complete: bool
     order: Tensor | None = None
     pooled: Tensor | None = None
+    blend: tuple[Tensor, Tensor] | None = None
     blocked: str = ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError, UnsupportedModelError
+from ..errors import NonFiniteError
 from ..methods.base import Method, ProjectedView, ProjectorPolicy
 from ..models.base import PREFIX
 from ..trace import ImageTrace
@@ -29,7 +29,6 @@ def cut_projected(method: Method, outputs: Any, traces: list[ImageTrace], texts:
         texts: ``[M, width]`` for every image, see :class:`~flowcut.methods.base.ProjectedView`.
 
     Raises:
-        UnsupportedModelError: the visual tokens of an image do not belong to places in it.
         ValueError: a budget does not even cover the prefix tokens and one patch.
         NonFiniteError: the model's features are NaN or infinite.
     """
@@ -54,8 +53,6 @@ def cut_projected(method: Method, outputs: Any, traces: list[ImageTrace], texts:
 
 def choose(method: Method, policy: ProjectorPolicy, trace: ImageTrace, features: Tensor, text: Tensor) -> ImageTrace:
     """What becomes of one image, ``features`` ``[visual tokens, width]``; see :func:`cut_projected`."""
-    if trace.layout.blocked and trace.layout.pooled is None:
-        raise UnsupportedModelError(trace.layout.blocked)
     tokens = trace.layout.tokens.to(features.device)
     eligible = (tokens >= 0).nonzero()[:, 0]
     prefix = int((trace.layout.tokens == PREFIX).sum())

@@ -20,7 +20,8 @@ class TilePlan:
     Attributes:
         layout: how it becomes visual tokens.
         targets: patches of each tile that leave the tower.
-        pooled_targets: where patches are pooled behind a tower that stays whole, pooled tokens of each tile that stay.
+        pooled_targets: where patches are pooled behind a tower that stays whole, pooled tokens of each tile that stay;
+            one number for all tiles where tokens are interpolated across them.
         target: visual tokens that stay in the end.
     """
 
@@ -31,7 +32,14 @@ class TilePlan:
 
     def trace(self, tiles: tuple[TileTrace, ...], keep_separators: bool, pooled: tuple[Tensor, ...] = ()) -> ImageTrace:
         """The image's trace, from what happened to its tiles; ``pooled`` are the pooled tokens of each that stay."""
-        tokens = self.layout.tokens.to(tiles[0].kept.device)
+        tokens = self.layout.tokens.to(pooled[0].device if pooled else tiles[0].kept.device)
+        if pooled and self.layout.blend is not None:
+            kept = torch.zeros_like(tokens, dtype=torch.bool)
+            kept[pooled[0]] = True
+            if keep_separators:
+                kept |= keep_separators_of(tokens, kept, tiles)
+            chosen = tokens[pooled[0]].sort().values
+            return ImageTrace(tiles, self.layout, kept, int(kept.sum()), self.target, chosen)
         if pooled and self.layout.pooled is not None:
             kept = (tokens == SEPARATOR) & keep_separators
             per_tile = len(self.layout.pooled)
@@ -61,6 +69,9 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
         budget = budget_of_patches(method, available, 0, layout.tiles)
         shares = method.tile_targets(budget, layout.tiles, len(layout.pooled), second_cut)
         return TilePlan(layout, (patches,) * layout.tiles, tokens, shares)
+    if layout.blend is not None and method.ranks_pooled:
+        tokens = min(tokens, int((layout.tokens >= 0).sum()))
+        return TilePlan(layout, (patches,) * layout.tiles, tokens, (tokens,))
     if layout.blocked:
         raise UnsupportedModelError(layout.blocked)
     rows = layout.tiles if layout.complete else 1

@@ -223,13 +223,20 @@ def with_call_options(modality: str, original: Callable[..., Any], *args: Any, *
 
 
 def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
-    """The model's packing of tiles, for images of which only some patches are left."""
+    """The model's packing of tiles, for images of which only some patches are left, or tokens between patches."""
     traces = latest_traces.get()
-    if all(tile.patches == len(tile.kept) for trace in traces for tile in trace.tiles):
+    blended = [trace.layout.blend is not None and trace.visual_tokens < trace.placeholders for trace in traces]
+    if not any(blended) and all(tile.patches == len(tile.kept) for trace in traces for tile in trace.tiles):
         return original(image_features, image_sizes, *args, **kwargs)
     bound = inspect.signature(original).bind(image_features, image_sizes, *args, **kwargs)
     newline = bound.arguments.get("image_newline")
-    packed = [pack_tiles(trace, features, newline) for trace, features in zip(traces, image_features, strict=True)]
+    packed = []
+    for number, (trace, features) in enumerate(zip(traces, image_features, strict=True)):
+        if trace.layout.blend is None:
+            packed.append(pack_tiles(trace, features, newline))
+        else:
+            whole, _ = original([features], image_sizes[number : number + 1], *args, **kwargs)
+            packed.append(whole[0][trace.placeholder_kept.to(whole[0].device)])
     return packed, torch.tensor([len(features) for features in packed], device=packed[0].device)
 
 

@@ -232,17 +232,25 @@ class VisionPass:
         traces = []
         for image in self.plan:
             own = tuple(tiles.pop(0) for _ in range(image.layout.tiles))
-            traces.append(image.trace(own, keep_separators, tuple(islice(pooled, image.layout.tiles))))
+            traces.append(image.trace(own, keep_separators, tuple(islice(pooled, len(image.pooled_targets)))))
         return traces
 
     def _choose_pooled(self) -> Iterator[Tensor]:
-        """The pooled tokens of every row that stay, where the tower stays whole."""
+        """The pooled tokens that stay, of every row where the tower stays whole, or of every image."""
         if not self.pooled_targets or self.policy is None:
-            return iter(())
+            return
         weights = self.plan[0].layout.pooled
-        assert weights is not None
-        chosen = self.policy.choose_pooled(weights.to(self.device), self.pooled_targets)
-        return (row[:count] for row, count in zip(chosen.index, chosen.counts, strict=True))
+        if weights is not None:
+            chosen = self.policy.choose_pooled(weights.to(self.device), self.pooled_targets)
+            yield from (row[:count] for row, count in zip(chosen.index, chosen.counts, strict=True))
+            return
+        importance = torch.split(self.policy.rank(), [image.layout.tiles for image in self.plan])
+        for image, own in zip(self.plan, importance, strict=True):
+            if image.pooled_targets and image.layout.blend is not None:
+                patches, shares = (part.to(own.device) for part in image.layout.blend)
+                scores = (own.flatten()[patches] * shares).sum(dim=1)
+                scores = scores.masked_fill(image.layout.tokens.to(own.device) < 0, float("-inf"))
+                yield scores.topk(image.target).indices.sort().values
 
     def _per_image(self, rows: tuple[int, ...]) -> list[int]:
         """Numbers of every row, summed over the rows of each image."""
