@@ -82,6 +82,14 @@ def test_tower_described_in_the_config_itself(folder: Path, expected: torch.Tens
     assert torch.equal(logits_of(reload(folder)), expected)
 
 
+def test_a_tower_config_that_does_not_name_its_kind_is_clips(folder: Path, expected: torch.Tensor) -> None:
+    tower = json.loads((folder / "tower" / "config.json").read_text())
+    del tower["model_type"]
+    (folder / "tower" / "config.json").write_text(json.dumps(tower))
+    change_config(folder, mm_vision_tower=str(folder / "tower"))
+    assert torch.equal(logits_of(reload(folder)), expected)
+
+
 def test_dtype(folder: Path) -> None:
     assert {p.dtype for p in reload(folder, dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in reload(folder).model.parameters()} == {torch.float32}

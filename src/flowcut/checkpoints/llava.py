@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -180,6 +181,10 @@ def read_tower_config(
     if named is None:
         raise ValueError(f"{folder / 'config.json'} names no mm_vision_tower; pass vision_tower=FOLDER_OR_HUB_ID.")
     source = str(folder / named) if (folder / named).is_dir() else str(named)
+    file = Path(source) / "config.json"
+    if file.is_file() and "model_type" not in json.loads(file.read_text()):
+        # LLaVA reads its tower as CLIP, whatever the config says.
+        return CLIPVisionConfig.from_pretrained(source), source
     config = AutoConfig.from_pretrained(source)
     return getattr(config, "vision_config", config), source
 
