@@ -19,6 +19,7 @@ PICTURE = Path(__file__).parent / "pictures" / "astronaut.jpg"
 
 def make_clip(path: Path, picture: Path = PICTURE, frames: int = 24, width: int = 160, height: int = 120) -> Path:
     """Write ``frames`` frames of ``width`` by ``height`` pixels, twelve a second, into ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(picture) as opened:
         whole = opened.convert("RGB").resize((2 * width, 2 * height))
     with av.open(str(path), "w") as container:
