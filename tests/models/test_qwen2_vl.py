@@ -246,6 +246,24 @@ def test_a_conversation_goes_on(model: Any) -> None:
     assert answer.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_conversation_goes_on_with_another_image(family: str) -> None:
+    """Given the places of the whole conversation, a second image on the cut cache is as one in the first prompt."""
+    model = tiny_qwen.tiny_model(family)
+    first, second = sample([(1, 8, 12)], [], 4, seed=1), sample([(1, 10, 6)], [], 5, seed=7)
+    both = batch([tiny_qwen.Sample(first.tokens + second.tokens, first.images + second.images, [])])
+    new = batch([second])
+    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    places, _ = model.model.get_rope_index(**{name: both[name] for name in names})
+    with attach(model, FlowCut(target_num=5, decoder_layer=None)):
+        expected = model(**both).logits
+        cache = model(**batch([first]), use_cache=True).past_key_values
+        continued = {**new, "attention_mask": both["attention_mask"], "past_key_values": cache}
+        logits = model(**continued, position_ids=places[:, :, -len(second.tokens) :]).logits
+    torch.testing.assert_close(logits, expected[:, -logits.shape[1] :], rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_an_image_that_only_the_decoder_cuts(model: Any) -> None:
     inputs = batch([sample([(1, 6, 8), (1, 12, 10), (1, 4, 6)], [], 4, seed=11)])

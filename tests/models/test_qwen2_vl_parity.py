@@ -58,6 +58,15 @@ def test_stock_model(model: Any) -> None:
 
 @pytest.mark.parametrize("run", META["runs"])
 @torch.no_grad()
+def test_positions_may_be_given(model: Any, run: str) -> None:
+    given = {**inputs(), "position_ids": TENSORS["in.position_ids"].long()}
+    del given["mm_token_type_ids"]
+    with attach(model, FlowCut.as_released(META["runs"][run]["target_num"])):
+        assert relative_error(model(**given).logits, TENSORS[f"{run}.logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("run", META["runs"])
+@torch.no_grad()
 def test_released_run(model: Any, run: str) -> None:
     facts = META["runs"][run]
     expected = {name.removeprefix(f"{run}."): tensor for name, tensor in TENSORS.items() if name.startswith(f"{run}.")}
