@@ -311,6 +311,24 @@ def test_eager_and_sdpa_agree_and_detach_is_clean() -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("decoder", sorted(DECODERS))
+@torch.no_grad()
+def test_flex_attention_in_the_decoder(decoder: str) -> None:
+    logits, answers = [], []
+    for attention in ("sdpa", "flex_attention"):
+        model = next_model(decoder)
+        model.model.language_model.set_attn_implementation(attention)
+        inputs = collate(four_samples(model))
+        # Not compiled: torch 2.13's kernel for CPUs does not build for a decoding step or a sliding window.
+        with torch.compiler.set_stance("force_eager"), attach(model, FlowCut(target_num=TARGET)) as handle:
+            output = model(**inputs).logits
+            assert handle.trace.sequence is not None
+            logits.append(output[handle.trace.sequence.output_columns >= 0])
+            answers.append(generate(model, inputs))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+    assert answers[1] == answers[0]
+
+
 @torch.no_grad()
 def test_errors() -> None:
     model = next_model()

@@ -272,6 +272,7 @@ def test_an_image_that_only_the_decoder_cuts(model: Any) -> None:
         images, sequence = handle.trace.images, handle.trace.sequence
     assert sequence is not None
     assert [(len(image.kept), image.placeholders) for image in images] == [(12, 12), (16, 30), (6, 6)]
+    assert [image.whole for image in images] == [False, False, True]
     last = sequence.stretches[-1].image[0]
     assert [int((last == number).sum()) for number in range(3)] == [8, 8, 6]
 
