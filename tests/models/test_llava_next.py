@@ -319,7 +319,7 @@ def test_flex_attention_in_the_decoder(decoder: str) -> None:
         model = next_model(decoder)
         model.model.language_model.set_attn_implementation(attention)
         inputs = collate(four_samples(model))
-        # Not compiled: torch 2.13's kernel for CPUs does not build for a decoding step or a sliding window.
+        # Not compiled: torch 2.14's kernel for CPUs does not build for a decoding step or a sliding window.
         with torch.compiler.set_stance("force_eager"), attach(model, FlowCut(target_num=TARGET)) as handle:
             output = model(**inputs).logits
             assert handle.trace.sequence is not None
