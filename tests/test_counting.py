@@ -6,6 +6,7 @@ import families
 import pytest
 import tiny
 import torch
+from renamed import CACHE
 
 from flowcut import FlowCut, attach
 
@@ -21,7 +22,7 @@ def test_counts_of_a_mixed_batch() -> None:
     model = tiny.tiny_model()
     prompts = [tiny.prompt(1, 5, 1), tiny.prompt(0, 9, 2), tiny.prompt(2, 3, 3)]
     handle = attach(model, FlowCut(target_num=9))
-    cache = model(**tiny.batch(prompts), pixel_values=tiny.pictures(3)).past_key_values
+    cache = model(**tiny.batch(prompts), pixel_values=tiny.pictures(3))[CACHE]
     sequence = handle.trace.sequence
     assert sequence is not None
     text = [sum(token != tiny.IMAGE_TOKEN for token in tokens) for tokens in prompts]

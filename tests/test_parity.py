@@ -10,6 +10,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
+from renamed import image_features
 from torch import Tensor
 
 from flowcut import FlowCut, Handle, attach
@@ -68,7 +69,7 @@ def test_released_run(attached: tuple[golden.Case, str, int, Handle]) -> None:
     for layer, alive in images[0].kept_after_layer.items():
         assert alive.tolist() == expected[f"vit.L{layer:02d}.keep"][0].tolist()
     assert relative_error(features[0], expected["features"]) < 1e-4
-    assert relative_error(output.image_hidden_states.reshape(expected["projected"].shape), expected["projected"]) < 1e-4
+    assert relative_error(image_features(output).reshape(expected["projected"].shape), expected["projected"]) < 1e-4
     assert relative_error(output.logits, expected["logits"]) < 1e-4
 
 
@@ -96,7 +97,7 @@ def test_stock_model(cases: dict[str, golden.Case], name: str) -> None:
         assert relative_error(output.logits, case.tensors[f"stock.logits_b{batch}"]) < 1e-4
     hook.remove()
     assert relative_error(features[-1], case.tensors["stock.features_b3"]) < 1e-4
-    projected = output.image_hidden_states.reshape(case.tensors["stock.projected_b3"].shape)
+    projected = image_features(output).reshape(case.tensors["stock.projected_b3"].shape)
     assert relative_error(projected, case.tensors["stock.projected_b3"]) < 1e-4
     inputs = {"input_ids": case.input_ids(1), "pixel_values": case.pixels(1)}
     generated = case.model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from families import fingerprint
+from renamed import CACHE
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -134,7 +135,7 @@ def test_released_run(recorded: golden.Case, run: str) -> None:
     assert torch.isin(visual, survivors).nonzero()[:, 0].tolist() == tensors[f"{run}.llm.keep"][0].tolist()
     patch = trace.images[0].layout.tokens[visual - ids[0].tolist().index(model.config.image_token_id)]
     assert torch.stack([patch // 576, patch % 576], dim=1).tolist() == tensors[f"{run}.llm.visual_source"].tolist()
-    lengths = [layer.get_seq_length() for layer in output.past_key_values.layers]
+    lengths = [layer.get_seq_length() for layer in output[CACHE].layers]
     assert lengths == facts["kv_len_per_layer_after_prefill"]
     last = [int(stretch.positions[0, -1]) for stretch in sequence.stretches for _ in range(2)]
     assert last == [layer["pos_last"] for layer in facts["llm_layers"]]
@@ -196,7 +197,7 @@ def test_budgets_of_tower_and_decoder() -> None:
     expected = {"released": [[5] * 5, [5] * 3], "paper": [[4] * 5, [7, 7, 6]]}
     for budget, tiles in expected.items():
         with attach(model, FlowCut(target_num=TARGET, tower_budget=budget)) as handle:  # type: ignore[arg-type]
-            cache = model(**inputs).past_key_values
+            cache = model(**inputs)[CACHE]
         assert [[len(tile.kept) for tile in image.tiles] for image in handle.trace.images] == tiles
         sequence = handle.trace.sequence
         assert sequence is not None
@@ -206,7 +207,7 @@ def test_budgets_of_tower_and_decoder() -> None:
         assert sequence.visual_tokens_mean == ((sequence.visual_tokens[0] + 2 * TARGET) / 2,)
         assert sequence.kv_entries == (sum(lengths) / 4,)
     with attach(model, FlowCut(target_num=TARGET, decoder_layer=None)) as handle:
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
     assert [[len(tile.kept) for tile in image.tiles] for image in handle.trace.images] == [[2] * 5, [4, 3, 3]]
     assert len({layer.get_seq_length() for layer in cache.layers}) == 1
 
@@ -261,10 +262,10 @@ def test_continuing_a_conversation_with_a_new_image() -> None:
     model = next_model()
     first, second = sample(model, ["square"], 5, 1), sample(model, ["wide"], 4, 2)
     with attach(model, FlowCut(target_num=TARGET)) as handle:
-        cache = model(**collate([first])).past_key_values
+        cache = model(**collate([first]))[CACHE]
         both = collate([{key: first[key] + second[key] for key in first}])
         inputs = {**collate([second]), "input_ids": both["input_ids"], "attention_mask": both["attention_mask"]}
-        answer = generate(model, {**inputs, "past_key_values": cache})
+        answer = generate(model, {**inputs, CACHE: cache})
         assert len(answer[0]) == 5 and handle.trace.images[0].target == TARGET
     text = int((both["input_ids"] != tiny.IMAGE_TOKEN).sum())
     assert [layer.get_seq_length() for layer in cache.layers][2:] == [text + 2 * TARGET + 4] * 2

@@ -9,6 +9,7 @@ import pytest
 import tiny_qwen
 import torch
 from families import check_flops, fingerprint, registered
+from renamed import CACHE
 from tiny_qwen import FAMILIES, batch, four, sample
 from transformers import DynamicCache
 
@@ -242,7 +243,7 @@ def test_a_conversation_goes_on(model: Any) -> None:
         expected = model.generate(**longer, max_new_tokens=4, do_sample=False)
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
         text = {name: longer[name] for name in ("input_ids", "attention_mask")}
-        answer = model.generate(**text, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
+        answer = model.generate(**text, **{CACHE: first[CACHE]}, max_new_tokens=4, do_sample=False)
     assert answer.tolist() == expected.tolist()
 
 
@@ -282,14 +283,12 @@ def test_a_decoding_step_by_hand(model: Any) -> None:
     inputs = batch(four(model))
     with attach(model, FlowCut(target_num=5)):
         expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
-        output = model(**inputs, past_key_values=DynamicCache(config=model.config.text_config), use_cache=True)
+        output = model(**inputs, **{CACHE: DynamicCache(config=model.config.text_config)}, use_cache=True)
         mask, tokens = inputs["attention_mask"], []
         for _ in range(3):
             tokens.append(output.logits[:, -1].argmax(dim=-1, keepdim=True))
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            output = model(
-                input_ids=tokens[-1], attention_mask=mask, past_key_values=output.past_key_values, use_cache=True
-            )
+            output = model(input_ids=tokens[-1], attention_mask=mask, use_cache=True, **{CACHE: output[CACHE]})
     assert torch.cat(tokens, dim=1).tolist() == expected.tolist()
 
 

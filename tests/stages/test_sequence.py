@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from renamed import CACHE
 from transformers import DynamicCache, StaticCache
 
 from flowcut import FlowCut, FlowCutError, NotAppliedError, attach
@@ -134,13 +135,13 @@ def test_continuing_on_the_same_cache(model: Any, positions: str, second_image: 
     first = tiny.prompt(1, 5, 1)
     attach(model, FlowCut(target_num=TARGET, positions=positions))
     cache = DynamicCache(config=model.config.text_config)
-    answer = generate(model, {**tiny.batch([first]), "pixel_values": pixels[:1], "past_key_values": cache})[0]
+    answer = generate(model, {**tiny.batch([first]), "pixel_values": pixels[:1], CACHE: cache})[0]
     second = first + answer + tiny.prompt(1 if second_image else 0, 4, 7)
     inputs: dict[str, Any] = tiny.batch([second])
     expected = generate(model, {**inputs, "pixel_values": pixels if second_image else pixels[:1]})
     copied = copy.deepcopy(cache)
     for past in (cache, copied):
-        continued = {**inputs, "past_key_values": past}
+        continued = {**inputs, CACHE: past}
         if second_image:
             continued["pixel_values"] = pixels[1:]
         assert generate(model, continued) == expected
@@ -161,7 +162,7 @@ def test_two_generations_may_interleave(model: Any) -> None:
             inputs = {"input_ids": torch.tensor([tokens if step == 0 else answers[i][-1:]])}
             if step == 0:
                 inputs["pixel_values"] = pixels[i : i + 1]
-            logits = model(**inputs, past_key_values=caches[i]).logits
+            logits = model(**inputs, **{CACHE: caches[i]}).logits
             answers[i].append(int(logits[0, -1].argmax()))
     assert answers == expected
 
@@ -222,13 +223,13 @@ def test_what_is_not_supported_says_so(model: Any) -> None:
     with pytest.raises(FlowCutError, match="prefill_chunk_size=8"):
         generate(model, inputs, prefill_chunk_size=8)
     with pytest.raises(FlowCutError, match="StaticCache reserves"):
-        model(**inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=64))
+        model(**inputs, **{CACHE: StaticCache(config=model.config.text_config, max_cache_len=64)})
     full = torch.zeros(1, 1, inputs["input_ids"].shape[1], inputs["input_ids"].shape[1])
     with pytest.raises(FlowCutError, match="two-dimensional attention masks"):
         model(**{**inputs, "attention_mask": full})
-    cache = model(**inputs).past_key_values
+    cache = model(**inputs)[CACHE]
     with pytest.raises(FlowCutError, match="whole uncut sequence"):
-        model(input_ids=torch.tensor([[5]]), attention_mask=torch.ones(1, 12), past_key_values=cache)
+        model(input_ids=torch.tensor([[5]]), attention_mask=torch.ones(1, 12), **{CACHE: cache})
 
 
 @torch.no_grad()

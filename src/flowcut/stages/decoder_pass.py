@@ -16,6 +16,7 @@ from ..methods.base import DecoderPolicy, DecoderView, Method, Recycled
 from ..models.base import ModelParts
 from .attention import PASS_KEYWORD
 from .cache import CacheState
+from .cache_argument import CACHE
 from .columns import ColumnCut, all_columns, keep_columns, shifted_positions
 
 
@@ -181,9 +182,7 @@ class DecoderPass:
                 try:
                     with torch.no_grad():
                         states = model.input_layernorm(hidden)
-                        model.self_attn(
-                            hidden_states=states, **{**given, **changed, "past_key_values": None, PASS_KEYWORD: self}
-                        )
+                        model.self_attn(hidden_states=states, **{**given, **changed, CACHE: None, PASS_KEYWORD: self})
                 except Ranked:
                     pass
                 finally:
@@ -223,9 +222,9 @@ class DecoderPass:
                     config=model.config,
                     inputs_embeds=hidden,
                     attention_mask=stretch.attended,
-                    past_key_values=self.cache,
                     position_ids=in_text,
                     layer_idx=layer,
+                    **{CACHE: self.cache},
                 ),
                 "position_ids": in_text,
                 "position_embeddings": model.rotary_emb(hidden, position_ids=positions),

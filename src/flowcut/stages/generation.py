@@ -15,6 +15,7 @@ from ..errors import FlowCutError
 from ..models.base import ModelParts
 from ..trace import ImageTrace
 from .cache import read_states
+from .cache_argument import cache_in
 from .placeholders import check_count, find_placeholders
 from .vision import TRACES
 
@@ -78,7 +79,7 @@ def prefill(
             "attached: after the cut the prompt is short. Leave prefill_chunk_size at None."
         )
     new = None
-    states = read_states(model_kwargs.get("past_key_values"))
+    states = read_states(cache_in(model_kwargs))
     if states:
         mask = model_kwargs.get("attention_mask")
         whole = mask.shape[1] if mask is not None else generation_config._mask_length

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from ..counting import ModelCosts
 from ..errors import FlowCutError, NotAppliedError
@@ -27,6 +26,7 @@ from ..trace import ImageTrace, SequenceTrace, Trace
 from .attention import PASS_KEYWORD
 from .axes import places_of
 from .cache import CacheState, read_states, write_states
+from .cache_argument import cache_in, with_current_name
 from .columns import all_columns, keep_columns, shifted_positions
 from .decoder import DecoderStage
 from .decoder_pass import DecoderPass, Stretch
@@ -97,7 +97,7 @@ class SequenceStage:
         """Pre-hook of the base model's forward: encode the images and shorten the sequence."""
         _pending.set(None)
         call = self._named(module, args, kwargs)
-        cache: Cache | None = call.get("past_key_values")
+        cache = cache_in(call)
         states = read_states(cache)
         self._encode(call)
         encoded = call.get("mm_encoder_outputs") or {}
@@ -120,7 +120,7 @@ class SequenceStage:
         """All arguments of the call by name."""
         arguments = self.signature.bind(module, *args, **kwargs).arguments
         rest = arguments.pop("kwargs", {})
-        return {**dict(list(arguments.items())[1:]), **rest}
+        return with_current_name({**dict(list(arguments.items())[1:]), **rest})
 
     def _encode(self, call: dict[str, Any]) -> None:
         """Run the vision tower now, unless ``generate()`` already did."""
@@ -167,8 +167,8 @@ class SequenceStage:
             if self.decoder.layers:
                 targets = tuple(image.target for image in images)
                 length = min((prompt_length(outputs, tokens) for outputs in features.values()), default=columns)
-                cache = call.get("past_key_values")
-                current = DecoderPass(self.parts, self.method, stretch, states or (before,), targets, length, cache)
+                states = states or (before,)
+                current = DecoderPass(self.parts, self.method, stretch, states, targets, length, cache_in(call))
                 call[PASS_KEYWORD] = current
                 stretches = current.stretches
             _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))
@@ -217,7 +217,7 @@ class SequenceStage:
     @staticmethod
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
         """The state of a cache that was never cut, or of none."""
-        cache: Cache | None = call.get("past_key_values")
+        cache = cache_in(call)
         cached = cache.get_seq_length() if cache is not None else 0
         mask: Tensor | None = call.get("attention_mask")
         past = new_mask.new_ones(len(new_mask), cached) if mask is None else mask[:, :cached]

@@ -14,6 +14,7 @@ from ..methods import Method
 from ..models import find_parts
 from ..prompting import many_inputs
 from ..stages.cache import repeated
+from ..stages.cache_argument import CACHE
 
 
 @torch.inference_mode()
@@ -62,7 +63,7 @@ def answer_all(
             text
             for first in chunks
             for text in continued_answers(
-                loaded, output.past_key_values, shared, rests[first : first + batch_size], max_new_tokens
+                loaded, output[CACHE], shared, rests[first : first + batch_size], max_new_tokens
             )
         ]
     return answers
@@ -123,9 +124,7 @@ def continued_answers(
     done = torch.zeros(len(rests), dtype=torch.bool, device=loaded.device)
     new: list[Tensor] = []
     for step in range(max_new_tokens):
-        output = model(
-            input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=copied, use_cache=True
-        )
+        output = model(input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=True, **{CACHE: copied})
         chosen = output.logits[rows, last].argmax(dim=-1)
         new.append(chosen.masked_fill(done, min(ends, default=0)))
         done = done | is_one_of(chosen, ends)
