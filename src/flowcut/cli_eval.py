@@ -25,7 +25,8 @@ from .cli_shared import (
 
 if TYPE_CHECKING:
     from .loading import LoadedModel
-    from .tasks.evaluation import Asked, Row, RowPlan
+    from .tasks.asking import Asked, RowPlan
+    from .tasks.evaluation import Row
 
 
 def eval_command(
@@ -141,7 +142,7 @@ def plan_rows(methods: list[str], budgets: list[int], positions: list[str]) -> l
         ValueError: an unknown method or positions, or a bad budget.
     """
     from .methods import METHODS
-    from .tasks.evaluation import ORACLE, UNCUT, RowPlan
+    from .tasks.asking import ORACLE, UNCUT, RowPlan
 
     plans = [RowPlan(UNCUT)]
     places: list[Any] = [*positions] or [None]
@@ -167,11 +168,12 @@ def measure(
 ) -> list[Row]:
     """Every row, from the output folder where it is there already; a method that refuses the model is left out."""
     from .errors import UnsupportedModelError
+    from .tasks.asking import Memory
     from .tasks.evaluation import evaluate_row, load_row, row_file, save_row
 
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as bar:
+    with Progress(*columns, console=errors) as bar, Memory(loaded) as memory:
         for plan in plans:
             path = row_file(output, identity, plan)
             row = load_row(path)
@@ -183,7 +185,7 @@ def measure(
                     bar.update(task, completed=scenes)
 
                 try:
-                    row = evaluate_row(loaded, plan, asked, batch_size=batch_size, progress=report)
+                    row = evaluate_row(loaded, plan, asked, batch_size=batch_size, memory=memory, progress=report)
                 except (UnsupportedModelError, ValueError) as error:
                     errors.print(f"[yellow]{escape(plan.method)} is left out: {escape(str(error))}[/]", soft_wrap=True)
                     continue

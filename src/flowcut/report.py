@@ -11,7 +11,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .tasks.evaluation import UNCUT, Row
+from .tasks.asking import UNCUT
+from .tasks.evaluation import Row
 
 COLUMNS = ("method", "positions", "tokens", "mean", "kv", "GFLOPs", "prefill s", "speed-up", "average", "of uncut")
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from flowcut import METHODS, FlowCut, Method, attach
 from flowcut.loading import LoadedModel
-from flowcut.tasks.answering import answer_all, cut_at_end, may_share, shared_length
+from flowcut.tasks.answering import answer_all, may_share, shared_length
+from flowcut.tasks.decoding import cut_at_end
 
 QUESTIONS = ["what is shown?", "word1 word2 word3 is shown?", "what?", "word4 is word5 shown what?", "word9?"]
 

@@ -16,7 +16,8 @@ from flowcut.checkpoints import mini
 from flowcut.loading import LoadedModel, load_model
 from flowcut.tasks import TaskQuestion, TaskScene, load_split, right
 from flowcut.tasks.answering import answer_all
-from flowcut.tasks.evaluation import MAX_NEW_TOKENS, RowPlan, choose_questions, scene_answers
+from flowcut.tasks.asking import MAX_NEW_TOKENS, RowPlan, scene_answers
+from flowcut.tasks.evaluation import choose_questions
 from flowcut.tasks.oracle import PATCHES, Oracle
 
 SEEN = ("exist", "name", "where", "color", "shape")

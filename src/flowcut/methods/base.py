@@ -318,6 +318,11 @@ class Method:
         if self.positions not in ("compact", "original"):
             raise ValueError(f'positions must be "compact" or "original", got {self.positions!r}.')
 
+    @property
+    def watches_tower(self) -> bool:
+        """Whether its work in the tower depends on more than the last layer that the model reads."""
+        return self.cuts_tower
+
     def tokens_to_keep(self, available: int) -> int:
         """How many of an image's ``available`` visual tokens stay; at most ``available``, at least 1."""
         if self.target_num is not None:

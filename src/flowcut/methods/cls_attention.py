@@ -36,6 +36,10 @@ class ClsAttention(Method):
         if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 0):
             raise ValueError(f"layer must be a 0-based vision layer, or None for the last one read, got {layer!r}.")
 
+    @property
+    def watches_tower(self) -> bool:
+        return self.layer is not None
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return ClsAttentionPolicy(self, tower)
 

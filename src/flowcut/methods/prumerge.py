@@ -50,6 +50,10 @@ class PruMerge(Method):
         if not isinstance(self.neighbours, int) or isinstance(self.neighbours, bool) or self.neighbours < 0:
             raise ValueError(f"neighbours must be an int of at least 0, got {self.neighbours!r}.")
 
+    @property
+    def watches_tower(self) -> bool:
+        return False
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return PruMergePolicy(self, tower)
 

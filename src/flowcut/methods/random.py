@@ -28,6 +28,10 @@ class Random(Method):
 
     seed: int = 0
 
+    @property
+    def watches_tower(self) -> bool:
+        return False
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return RandomPolicy(self, tower)
 

@@ -34,6 +34,10 @@ class Scope(Method):
         if not self.alpha >= 0.0:
             raise ValueError(f"alpha must be at least 0 (0 looks at coverage only), got {self.alpha!r}.")
 
+    @property
+    def watches_tower(self) -> bool:
+        return False
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return ScopePolicy(self, tower)
 

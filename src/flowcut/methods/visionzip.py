@@ -59,6 +59,10 @@ class VisionZip(Method):
             share = self.contextual / (self.dominant + self.contextual)
         return round(tokens * share)
 
+    @property
+    def watches_tower(self) -> bool:
+        return False
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return VisionZipPolicy(self, tower)
 

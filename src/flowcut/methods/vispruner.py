@@ -38,6 +38,10 @@ class VisPruner(Method):
         if not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 1:
             raise ValueError(f"step must be an int of at least 1, got {self.step!r}.")
 
+    @property
+    def watches_tower(self) -> bool:
+        return False
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         return VisPrunerPolicy(self, tower)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -48,16 +50,12 @@ def write_states(output: Any, states: tuple[CacheState, ...]) -> None:
             setattr(value, _ATTRIBUTE, states)
 
 
-def repeated(cache: Cache, times: int) -> Cache:
-    """A copy of a cache of one sample as the cache of ``times`` samples that all began with it."""
+def selected(cache: Cache, rows: Sequence[int]) -> Cache:
+    """A copy of a cache in which sample i is a copy of sample ``rows[i]``."""
     copied: Any = deepcopy(cache)
-    copied.batch_repeat_interleave(times)
+    copied.batch_select_indices(torch.tensor(rows))
     states = tuple(
-        replace(
-            state,
-            attention_mask=state.attention_mask.repeat_interleave(times, dim=0),
-            removed=state.removed.repeat_interleave(times, dim=0),
-        )
+        replace(state, attention_mask=state.attention_mask[list(rows)], removed=state.removed[list(rows)])
         for state in read_states(cache)
     )
     if states:

@@ -115,6 +115,10 @@ class VisionPass:
             self.selections[layer] = selection
         return mask
 
+    def skip(self, layer: int) -> None:
+        """Note that the output of ``layer`` was known, for a policy that does not watch it: all tokens go on."""
+        self.masks_seen[layer] = self.mask
+
     def _biased(self, mask: Any, bias: Tensor | None, query: Tensor) -> Any:
         """The mask with what the policy adds to the logits of every key."""
         if bias is None:

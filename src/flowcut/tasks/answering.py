@@ -1,8 +1,12 @@
-"""Answers to all questions about one picture, which is encoded once where the method allows it."""
+"""Answers to all questions about pictures, each of which is encoded once where the method allows it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,8 +17,24 @@ from ..loading import LoadedModel
 from ..methods import Method
 from ..models import find_parts
 from ..prompting import many_inputs
-from ..stages.cache import repeated
+from ..stages.cache import selected
 from ..stages.cache_argument import CACHE
+from ..stages.vision import TRACES
+from .decoding import decoded, greedy_answers, is_one_of, padded_left
+from .shared_tokens import computed_once
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture behind the projector, and what is asked about it.
+
+    Attributes:
+        features: what ``get_image_features`` gave.
+        prompts: token ids of every question's prompt, padding left out.
+    """
+
+    features: Any
+    prompts: tuple[Tensor, ...]
 
 
 @torch.inference_mode()
@@ -43,30 +63,79 @@ def answer_all(
     """
     if not questions or batch_size < 1 or max_new_tokens < 1:
         raise ValueError("answer_all needs at least one question, batch_size >= 1 and max_new_tokens >= 1.")
-    inputs = many_inputs(loaded.processor, image, questions).to(loaded.device, dtype=loaded.dtype)
-    prompts = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
-    shared = shared_length(prompts, image_tokens(loaded)) if share_prefix else 0
-    chunks = range(0, len(prompts), batch_size)
-    if not shared:
-        answers = [
-            text
-            for first in chunks
-            for text in plain_answers(loaded, image, questions[first : first + batch_size], max_new_tokens)
-        ]
-    else:
-        model: Any = loaded.model
-        pixels = {"pixel_values": inputs["pixel_values"][:1]}
-        prefix = prompts[0][None, :shared]
-        output = model(input_ids=prefix, attention_mask=torch.ones_like(prefix), use_cache=True, **pixels)
-        rests = [prompt[shared:] for prompt in prompts]
-        answers = [
-            text
-            for first in chunks
-            for text in continued_answers(
-                loaded, output[CACHE], shared, rests[first : first + batch_size], max_new_tokens
+    chunks = [questions[first : first + batch_size] for first in range(0, len(questions), batch_size)]
+    if share_prefix:
+        inputs = inputs_on(loaded, image, questions)
+        prompts = unpadded(inputs)
+        shared = shared_length(prompts, image_tokens(loaded))
+        if shared:
+            model: Any = loaded.model
+            prefix = prompts[0][None, :shared]
+            output = model(
+                input_ids=prefix,
+                attention_mask=torch.ones_like(prefix),
+                pixel_values=inputs["pixel_values"][:1],
+                use_cache=True,
+                logits_to_keep=1,
             )
-        ]
-    return answers
+            rests = [prompt[shared:] for prompt in prompts]
+            return continued(loaded, output[CACHE], [0] * len(rests), shared, rests, batch_size, max_new_tokens)
+    return [text for chunk in chunks for text in plain_answers(loaded, image, chunk, max_new_tokens)]
+
+
+@torch.inference_mode()
+def answer_encoded(
+    loaded: LoadedModel,
+    pictures: Sequence[Encoded],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    share_prefix: bool,
+    alike: int = 0,
+) -> list[list[str]]:
+    """The same for several pictures that were encoded with the attached method, on a model that :func:`may_join`.
+
+    Args:
+        pictures: with what is asked about each.
+        alike: how many decoder layers hold the same of a picture for every question, see :func:`layers_alike`; of use
+            where the prefix is not shared.
+
+    Returns:
+        The answers about every picture.
+    """
+    prompts = [prompt for picture in pictures for prompt in picture.prompts]
+    picture_of = [number for number, picture in enumerate(pictures) for _ in picture.prompts]
+    shared = shared_length(prompts, image_tokens(loaded))
+    if share_prefix and shared:
+        model: Any = loaded.model
+        prefix = prompts[0][None, :shared].expand(len(pictures), -1)
+        output = model(
+            input_ids=prefix,
+            attention_mask=torch.ones_like(prefix),
+            mm_encoder_outputs={"image": joined([picture.features for picture in pictures])},
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        rests = [prompt[shared:] for prompt in prompts]
+        said = continued(loaded, output[CACHE], picture_of, shared, rests, batch_size, max_new_tokens)
+    else:
+        said = []
+        _, parts = find_parts(loaded.model)
+        for first in range(0, len(prompts), batch_size):
+            chunk = slice(first, first + batch_size)
+            own = picture_of[chunk]
+            _, mask = padded_left(prompts[chunk], 0)
+            features = joined([pictures[number].features for number in own])
+            once = computed_once(parts.decoder_layers[:alike], own, shared, mask) if shared else nullcontext()
+            with once:
+                said += greedy_answers(
+                    loaded,
+                    prompts[chunk],
+                    max_new_tokens=max_new_tokens,
+                    first={"mm_encoder_outputs": {"image": features}},
+                )
+    ends = list(accumulate(len(picture.prompts) for picture in pictures))
+    return [said[end - len(picture.prompts) : end] for picture, end in zip(pictures, ends, strict=True)]
 
 
 def may_share(loaded: LoadedModel, method: Method | None) -> bool:
@@ -75,6 +144,53 @@ def may_share(loaded: LoadedModel, method: Method | None) -> bool:
     if parts.grid_positions or len(parts.placeholders) != 1 or parts.packer is not None:
         return False
     return method is None or not (method.reads_text or method.decoder_layers(parts.second_cut))
+
+
+def may_join(loaded: LoadedModel) -> bool:
+    """Whether a picture's features are one row of its patches, so that those of several pictures make a batch."""
+    _, parts = find_parts(loaded.model)
+    simple = parts.tower.packing is None and parts.group == 1 and parts.packer is None and not parts.grid_positions
+    return simple and list(parts.placeholders) == ["image"] and parts.injection is None
+
+
+def layers_alike(loaded: LoadedModel, method: Method | None) -> int:
+    """How many decoder layers hold the same of a picture whatever is asked, where a method cuts behind them."""
+    _, parts = find_parts(loaded.model)
+    cuts = () if method is None or method.cuts_projected else method.decoder_layers(parts.second_cut)
+    return min(cuts) + 1 if cuts else 0
+
+
+def encode(loaded: LoadedModel, image: Image.Image, questions: Sequence[str]) -> Encoded:
+    """A picture through the tower and whatever is attached to it there, on a model that :func:`may_join`."""
+    inputs = inputs_on(loaded, image, questions)
+    return Encoded(features_of(loaded, inputs["pixel_values"][:1]), tuple(unpadded(inputs)))
+
+
+@torch.inference_mode()
+def features_of(loaded: LoadedModel, pixel_values: Tensor) -> Any:
+    """What the model's base makes of one picture's ``pixel_values`` ``[1, 3, height, width]``."""
+    _, parts = find_parts(loaded.model)
+    base: Any = parts.base
+    return base.get_image_features(pixel_values=pixel_values, return_dict=True)
+
+
+def joined(features: Sequence[Any]) -> Any:
+    """What ``get_image_features`` gave for single pictures, as it would come for all of them."""
+    together = copy.copy(features[0])
+    together.pooler_output = [row for one in features for row in one.pooler_output]
+    if hasattr(features[0], TRACES):
+        setattr(together, TRACES, [trace for one in features for trace in getattr(one, TRACES)])
+    return together
+
+
+def inputs_on(loaded: LoadedModel, image: Image.Image, questions: Sequence[str]) -> Any:
+    """What the processor makes of questions about a picture, on the model's device."""
+    return many_inputs(loaded.processor, image, questions).to(loaded.device, dtype=loaded.dtype)
+
+
+def unpadded(inputs: Any) -> list[Tensor]:
+    """The token ids of every prompt."""
+    return [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
 
 
 def image_tokens(loaded: LoadedModel) -> list[int]:
@@ -93,65 +209,27 @@ def shared_length(prompts: Sequence[Tensor], placeholders: Sequence[int]) -> int
     return length if agree and all(len(prompt) > length for prompt in prompts) else 0
 
 
-def is_one_of(ids: Tensor, wanted: Sequence[int]) -> Tensor:
-    """Boolean, of the shape of ``ids``."""
-    return torch.isin(ids, torch.tensor(list(wanted), device=ids.device))
-
-
 def plain_answers(loaded: LoadedModel, image: Image.Image, questions: Sequence[str], max_new_tokens: int) -> list[str]:
     """Whole prompts in one batch."""
-    inputs = many_inputs(loaded.processor, image, questions).to(loaded.device, dtype=loaded.dtype)
+    inputs = inputs_on(loaded, image, questions)
     model: Any = loaded.model
     output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
     return decoded(loaded, list(output[:, inputs["input_ids"].shape[1] :]))
 
 
-def continued_answers(
-    loaded: LoadedModel, cache: Any, shared: int, rests: Sequence[Tensor], max_new_tokens: int
+def continued(
+    loaded: LoadedModel,
+    cache: Any,
+    rows: Sequence[int],
+    shared: int,
+    rests: Sequence[Tensor],
+    batch_size: int,
+    max_new_tokens: int,
 ) -> list[str]:
-    """Answers to prompts that go on behind ``shared`` cached columns; ``rests`` is what they go on with."""
-    model: Any = loaded.model
-    ends = end_tokens(model)
-    lengths = torch.tensor([len(rest) for rest in rests], device=loaded.device)
-    tokens = torch.nn.utils.rnn.pad_sequence(list(rests), batch_first=True, padding_value=min(ends, default=0))
-    columns = torch.arange(tokens.shape[1], device=loaded.device)
-    real = (columns[None] < lengths[:, None]).long()
-    mask = torch.cat([real.new_ones(len(rests), shared), real], dim=1)
-    places = (shared + columns)[None].expand(len(rests), -1)
-    copied = repeated(cache, len(rests))
-    rows = torch.arange(len(rests), device=loaded.device)
-    last = lengths - 1
-    done = torch.zeros(len(rests), dtype=torch.bool, device=loaded.device)
-    new: list[Tensor] = []
-    for step in range(max_new_tokens):
-        output = model(input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=True, **{CACHE: copied})
-        chosen = output.logits[rows, last].argmax(dim=-1)
-        new.append(chosen.masked_fill(done, min(ends, default=0)))
-        done = done | is_one_of(chosen, ends)
-        if bool(done.all()):
-            break
-        tokens = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rests), 1)], dim=1)
-        places = (shared + lengths + step)[:, None]
-        last = torch.zeros_like(last)
-    generated = torch.stack(new, dim=1)
-    return decoded(loaded, [cut_at_end(row, ends) for row in generated])
-
-
-def end_tokens(model: Any) -> list[int]:
-    """The ids that end an answer."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return []
-    return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
-
-
-def cut_at_end(tokens: Tensor, ends: Sequence[int]) -> Tensor:
-    """What stands before the first end token."""
-    found = is_one_of(tokens, ends).nonzero()
-    return tokens[: int(found[0])] if len(found) else tokens
-
-
-def decoded(loaded: LoadedModel, rows: Sequence[Tensor]) -> list[str]:
-    """The texts of generated tokens."""
-    return [loaded.processor.decode(row, skip_special_tokens=True).strip() for row in rows]
+    """Answers to prompts that go on with ``rests`` behind ``shared`` columns, those in ``rows`` of the cache."""
+    answers = []
+    for first in range(0, len(rests), batch_size):
+        chunk = slice(first, first + batch_size)
+        own = selected(cache, rows[chunk])
+        answers += greedy_answers(loaded, rests[chunk], max_new_tokens=max_new_tokens, cache=own, cached=shared)
+    return answers

@@ -6,56 +6,20 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..attaching import attach, detach
+from ..attaching import detach
 from ..counting import Flops
 from ..loading import LoadedModel
-from ..methods import FlowCut, Method, make_method
-from ..methods.base import Positions
+from ..methods import FlowCut
 from ..run import Outcome, run
-from .answering import answer_all, may_share
+from .asking import Asked, Memory, RowPlan, oracle_patches, pack_answers, packs
 from .metrics import NORMAL_QUANTILE, TaskScore, score
-from .oracle import Oracle, asked_patches
-from .split import TASKS, TaskQuestion, TaskScene, TaskSplit
-
-MAX_NEW_TOKENS = 8
-"""Longest answer; those of the tasks have one to four tokens."""
-
-ORACLE_SEED = 72
-
-UNCUT = "uncut"
-ORACLE = Oracle.name
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """One row of the table.
-
-    Attributes:
-        method: a name in ``METHODS``, ``oracle``, or ``uncut``.
-        target_num: its budget; ``None`` for ``uncut``.
-        positions: see :class:`~flowcut.methods.base.Method`; ``None`` for the method's own default.
-    """
-
-    method: str
-    target_num: int | None = None
-    positions: Positions | None = None
-
-    def build(self, patches: tuple[int, ...] = ()) -> Method | None:
-        """The method, or ``None`` for ``uncut``; ``patches`` are those that the oracle keeps."""
-        if self.method == UNCUT:
-            return None
-        made: Method = (
-            Oracle(target_num=len(patches), patches=patches)
-            if self.method == ORACLE
-            else make_method(self.method, self.target_num)
-        )
-        return made if self.positions is None else replace(made, positions=self.positions)
+from .split import TASKS, TaskSplit
 
 
 @dataclass(frozen=True)
@@ -116,9 +80,6 @@ class Row:
 
 
 COST_REPEATS = 3
-
-Asked = list[tuple[int, TaskScene, list[TaskQuestion]]]
-"""Scenes with their number in the split and the questions that are asked about them."""
 
 
 def choose_questions(
@@ -204,6 +165,7 @@ def evaluate_row(
     asked: Asked,
     *,
     batch_size: int,
+    memory: Memory,
     progress: Callable[[int], None] = lambda scenes: None,
 ) -> Row:
     """Answer all questions with one method.
@@ -213,6 +175,7 @@ def evaluate_row(
         plan: the method.
         asked: the questions.
         batch_size: at most so many questions in one pass; it does not change the answers.
+        memory: what rows of the same model and questions have in common.
         progress: called with the number of scenes done.
 
     Raises:
@@ -221,8 +184,10 @@ def evaluate_row(
     detach(loaded.model)
     costs, uncut_seconds = measure_costs(loaded, plan, asked)
     said: list[str] = []
-    for done, (number, scene, questions) in enumerate(asked, start=1):
-        said += scene_answers(loaded, plan, number, scene, questions, batch_size)
+    done = 0
+    for pack in packs(asked, batch_size):
+        said += pack_answers(loaded, plan, pack, batch_size, memory)
+        done += len(pack)
         progress(done)
     wanted = [(question.task, question.answer) for _, _, questions in asked for question in questions]
     answers_of: dict[str, list[str]] = defaultdict(list)
@@ -232,53 +197,6 @@ def evaluate_row(
         truth_of[task].append(truth)
     scores = {task: score(task, answers_of[task], truth_of[task]) for task in TASKS if task in truth_of}
     return Row(plan, scores, costs, uncut_seconds, said)
-
-
-def scene_answers(
-    loaded: LoadedModel,
-    plan: RowPlan,
-    number: int,
-    scene: TaskScene,
-    questions: Sequence[TaskQuestion],
-    batch_size: int,
-) -> list[str]:
-    """Answers to one scene's questions, in their order; questions for which the same patches stay share a pass."""
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for place, question in enumerate(questions):
-        groups[oracle_patches(plan, number, scene, question)].append(place)
-    answers = [""] * len(questions)
-    picture = scene.picture()
-    for patches, places in groups.items():
-        method = plan.build(patches)
-        texts = [questions[place].text for place in places]
-        settings: dict[str, Any] = {
-            "batch_size": batch_size,
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "share_prefix": may_share(loaded, method),
-        }
-        if method is None:
-            group = answer_all(loaded, picture, texts, **settings)
-        else:
-            with attach(loaded.model, method):
-                group = answer_all(loaded, picture, texts, **settings)
-        for place, answer in zip(places, group, strict=True):
-            answers[place] = answer
-    return answers
-
-
-def oracle_patches(plan: RowPlan, number: int, scene: TaskScene, question: TaskQuestion) -> tuple[int, ...]:
-    """What the oracle keeps for a question; nothing for other methods.
-
-    Raises:
-        ValueError: nobody has marked what the scene's patches show.
-    """
-    if plan.method != ORACLE:
-        return ()
-    if not scene.items:
-        raise ValueError("the oracle needs a split with masks, such as test-v1; this one has none.")
-    assert plan.target_num is not None
-    random = np.random.default_rng((ORACLE_SEED, number))
-    return asked_patches(scene.touched, question.about, plan.target_num, random)
 
 
 def measure_costs(loaded: LoadedModel, plan: RowPlan, asked: Asked) -> tuple[Outcome, float]:

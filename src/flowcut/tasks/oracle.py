@@ -38,6 +38,10 @@ class Oracle(Method):
                 f"{len(self.patches)} entries."
             )
 
+    @property
+    def watches_tower(self) -> bool:
+        return False
+
     def vision_policy(self, tower: TowerPass) -> VisionPolicy:
         """One cut, behind the last layer that the model reads."""
         if tower.patches != PATCHES:
