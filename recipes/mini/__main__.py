@@ -15,6 +15,7 @@ from transformers import Dinov2Model
 
 from flowcut.tasks import load_split, read_split
 
+from . import adapt as adaptation
 from . import align as alignment_phase
 from . import curves, evaluate, export, features, fetch, train
 from .convert import convert
@@ -62,18 +63,19 @@ def convert_command(root: Root = DEFAULT_ROOT) -> None:
 
 @app.command("features")
 def features_command(
-    shards: Annotated[int, typer.Option(min=1, help="Shards of 64 scenes to have in the end.")] = 28,
+    shards: Annotated[int, typer.Option(min=1, help="Shards of 64 scenes.")] = 28,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first shard.")] = 0,
     split: Annotated[str, typer.Option(help="train, test or new.")] = "train",
     root: Root = DEFAULT_ROOT,
     threads: Threads = 2,
 ) -> None:
-    """Render scenes and compute the frozen tower's features; goes on where it was interrupted."""
+    """Render scenes and compute the tower's first blocks; goes on where it was interrupted."""
     torch.set_num_threads(threads)
     workspace = Workspace(root)
     material = Material(workspace)
     tower = Dinov2Model.from_pretrained(workspace.tower, dtype=fast_dtype()).eval()
     with _bar() as bar:
-        for shard in bar.track(range(shards), description=f"{split} shards"):
+        for shard in bar.track(range(first, first + shards), description=f"{split} shards"):
             features.build_shard(workspace, material, tower, _split(split), shard)
 
 
@@ -92,6 +94,34 @@ def align_command(steps: int = 900, seed: int = 0, root: Root = DEFAULT_ROOT, th
     console.print({aspect: round(share, 3) for aspect, share in right.items()})
 
 
+@app.command("adapt")
+def adapt_command(
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to see.")],
+    name: Annotated[str, typer.Option(help="Names the folder.")] = adaptation.NAME,
+    start_from: Annotated[Path | None, typer.Option(help="Folder with weights to go on from.")] = None,
+    rate: Annotated[float, typer.Option(help="Learning rate of the tower's adapters.")] = 2.5e-4,
+    projector_rate: float = 5e-4,
+    seed: int = 0,
+    root: Root = DEFAULT_ROOT,
+    threads: Threads = 2,
+) -> None:
+    """Second phase: the tower's last blocks and the projector; goes on where it was interrupted."""
+    torch.set_num_threads(threads)
+    with _bar() as bar:
+        task = bar.add_task("adapt", total=scenes)
+        folder = adaptation.adapt(
+            Workspace(root),
+            scenes=scenes,
+            name=name,
+            start_from=start_from,
+            rate=rate,
+            projector_rate=projector_rate,
+            seed=seed,
+            progress=lambda done, line: bar.update(task, completed=done, description=line),
+        )
+    console.print(f"weights in {folder}")
+
+
 @app.command("train")
 def train_command(
     name: Annotated[str, typer.Option(help="Names the stage's checkpoint folder.")],
@@ -104,11 +134,12 @@ def train_command(
     projector_rate: Annotated[float, typer.Option(help="0 keeps the projector as it is.")] = 0.0,
     final_share: Annotated[float, typer.Option(help="Learning rate at the end, as a share.")] = 0.3,
     accumulate: Annotated[int, typer.Option(min=1, help="Dialogues for each update.")] = 1,
+    others: Annotated[int | None, typer.Option(min=1, help="Most questions that don't ask for numbers.")] = None,
     seed: int = 0,
     root: Root = DEFAULT_ROOT,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread that share the dialogues.")] = 2,
 ) -> None:
-    """Second phase: adapters, and the projector if told so, on packed dialogues; goes on where it was interrupted."""
+    """Third phase: adapters, and the projector if told so, on packed dialogues; goes on where it was interrupted."""
     stage = train.Stage(
         name,
         scenes,
@@ -120,6 +151,7 @@ def train_command(
         final_share=final_share,
         seed=seed,
         guided=guided,
+        others=others,
     )
     folder = run_stage(Workspace(root), stage, start_from, workers)
     console.print(f"weights in {folder}")

@@ -1,4 +1,4 @@
-"""First phase of training: the projector alone, under the dense alignment loss."""
+"""First phase of training: the projector alone, on the tower as it came, under the dense alignment loss."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, halve_targets, targets
 from .features import halve, read_shard, shards
 from .precision import fast_dtype
-from .projector import new_projector
+from .projector import PROJECTOR, new_projector
+from .tower import Upper
 from .workspace import Workspace
 
 FOREGROUND_SHARE = 0.75
@@ -26,14 +28,17 @@ WEIGHT_DECAY = 2.0
 
 
 def load_patches(workspace: Workspace, split: str, numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Features [n, 384] float16 and targets [n, 5] of some shards' patches and of their 2 x 2 averages."""
+    """Features [n, 384] float16 and targets [n, 6] of some shards' patches and of their 2 x 2 averages."""
+    upper = Upper(workspace)
     features, wanted = [], []
     for number in numbers:
         for picture in read_shard(workspace, split, number):  # type: ignore[arg-type]
             full = targets(picture.scene)
             halved = halve_targets(full)
             known = halved[:, 0] != UNKNOWN
-            features += [picture.features, halve(picture.features.float()).half()[known]]
+            with torch.inference_mode():
+                seen = upper(picture.stem[None])[0]
+            features += [seen.half(), halve(seen).half()[known]]
             wanted += [full, halved[known]]
     return torch.cat(features), torch.cat(wanted).to(torch.int16)
 
@@ -88,7 +93,9 @@ def align(
     with torch.inference_mode():
         sample = projector(features[pools[0][torch.randint(len(pools[0]), (4096,))]].float())
     alignment.stretch(projector.linear_2, sample)
-    save_file(dict(projector.state_dict()), projector_path(workspace))
+    folder = aligned_folder(workspace)
+    folder.mkdir(exist_ok=True)
+    save_file(dict(projector.state_dict()), folder / PROJECTOR)
     with torch.inference_mode():
         features, wanted = load_patches(workspace, "test", shards(workspace, "test")[:1])
         shown = wanted[:, 0] != CONTENTS.index("background")
@@ -96,13 +103,13 @@ def align(
     return right
 
 
-def projector_path(workspace: Workspace) -> Path:
+def aligned_folder(workspace: Workspace) -> Path:
     """Where the aligned projector lies."""
-    return workspace.training / "aligned.safetensors"
+    return workspace.training / "aligned"
 
 
-def load_projector(path: Path) -> torch.nn.Module:
-    """A projector in float32 with the weights of a file written by `align`."""
+def load_projector(folder: Path) -> LlavaMultiModalProjector:
+    """The projector of a folder with weights, in float32."""
     projector = new_projector(torch.randn(8, 384))
-    projector.load_state_dict(load_file(path))
+    projector.load_state_dict({key: value.float() for key, value in load_file(folder / PROJECTOR).items()})
     return projector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,16 @@ Summed over an item's patches, attention that falls with this word is the same f
 they can be counted.
 """
 
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+"""How many things of its noun the picture shows, said by every patch of each of them."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "content": CONTENTS,
     "row": ROWS,
     "column": COLUMNS,
     "color": tuple(COLORS),
     "size": SIZES,
+    "count": NUMBERS,
 }
 ASPECTS = tuple(_CHOICES)
 """What a patch is asked to say, in the order of the columns of `targets`."""
@@ -37,12 +42,15 @@ ASPECTS = tuple(_CHOICES)
 UNKNOWN = -100
 """The target of an aspect that a patch doesn't have."""
 
+COUNT_WEIGHT = 2.0
+"""Weight of the numbers in the loss; every other aspect has 1. They are the hardest to find out."""
+
 _SHARPNESS = 24.0
 _LENGTH = 2.5
 
 
 def targets(scene: Scene) -> Tensor:
-    """[576, 5] int64: every patch's word for each of `ASPECTS`, by index; `UNKNOWN` where it has none.
+    """[576, 6] int64: every patch's word for each of `ASPECTS`, by index; `UNKNOWN` where it has none.
 
     Patches of an item tell the ninth of the picture in which that item is centred; background patches tell
     their own.
@@ -53,19 +61,34 @@ def targets(scene: Scene) -> Tensor:
     answer[..., 1] = rows[:, None]
     answer[..., 2] = rows[None, :]
     owner = torch.from_numpy(scene.owner.astype("int64"))
+    counts = Counter(item.name for index, item in enumerate(scene.items) if scene.touched[index].any())
     for index, item in enumerate(scene.items):
         mine = owner == index
         content = "word" if item.kind == "word" else item.name
         answer[..., 0][mine] = CONTENTS.index(content)
         answer[..., 1][mine], answer[..., 2][mine] = item.cell
         answer[..., 4][mine] = min(max(0, math.ceil(math.log2(max(1, mine.sum()) / 8))), len(SIZES) - 1)
+        if item.kind == "noun" and counts[item.name] in range(1, len(NUMBERS) + 1):
+            answer[..., 5][mine] = counts[item.name] - 1
         if item.kind == "shape":
             answer[..., 3][mine] = tuple(COLORS).index(item.color)
     return answer.reshape(GRID * GRID, len(ASPECTS))
 
 
+def anchors(scene: Scene) -> Tensor:
+    """[576] float: 1 at the one patch of every item that lies nearest to the middle of its patches, else 0."""
+    chosen = torch.zeros(GRID * GRID)
+    owner = torch.from_numpy(scene.owner.astype("int64")).reshape(-1)
+    for index in range(len(scene.items)):
+        mine = torch.where(owner == index)[0]
+        if len(mine):
+            places = torch.stack([mine // GRID, mine % GRID], dim=1).float()
+            chosen[mine[(places - places.mean(dim=0)).square().sum(dim=1).argmin()]] = 1.0
+    return chosen
+
+
 def halve_targets(full: Tensor) -> Tensor:
-    """[144, 5] targets for 2 x 2 averages: a value where at least three of the four patches agree."""
+    """[144, 6] targets for 2 x 2 averages: a value where at least three of the four patches agree."""
     grid = full.reshape(GRID // 2, 2, GRID // 2, 2, -1).permute(0, 2, 1, 3, 4).reshape(-1, 4, full.shape[-1])
     most = grid.mode(dim=1).values
     agree = (grid == most[:, None]).sum(dim=1) >= 3
@@ -114,7 +137,7 @@ class DenseAlignment(nn.Module):
 
         Args:
             projected: [n, width] float32.
-            wanted: [n, 5] as from `targets`.
+            wanted: [n, 6] as from `targets`.
         """
         length = (projected - self.center).norm(dim=-1)
         loss = 0.1 * (length - _LENGTH).square().mean()
@@ -123,6 +146,7 @@ class DenseAlignment(nn.Module):
             known = wanted[:, column] != UNKNOWN
             if known.any():
                 logits = self.logits(projected[known], aspect)
-                loss = loss + cross_entropy(logits, wanted[known, column])
+                weight = COUNT_WEIGHT if aspect == "count" else 1.0
+                loss = loss + weight * cross_entropy(logits, wanted[known, column])
                 right[aspect] = (logits.argmax(dim=-1) == wanted[known, column]).float().mean().item()
         return loss, right

@@ -64,7 +64,7 @@ def evaluate(
     same as one by one.
 
     Args:
-        scenes: tower features [576, 384], the masks of its items, and the questions.
+        scenes: stems [577, 384] of the tower, the masks of its items, and the questions.
         original_positions: whether kept patches keep their place among all 576; else they move together.
         progress: called with the number of scenes done.
 
@@ -73,11 +73,11 @@ def evaluate(
     """
     student.eval()
     results: dict[str, list[bool]] = defaultdict(list)
-    for number, (features, touched, questions) in enumerate(scenes):
+    for number, (stem, touched, questions) in enumerate(scenes):
         groups: dict[tuple[int, ...], list[Question]] = defaultdict(list)
         for question in questions:
             groups[tuple(choose(touched, question.about, number).tolist())].append(question)
-        projected = student.projector(features.float())
+        projected = student.projector(student.see(stem))
         for kept, asked in groups.items():
             places = torch.tensor(kept, dtype=torch.long)
             packed = student.packer.pack(asked, places if original_positions else torch.arange(len(places)))

@@ -19,9 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .features import FEATURE_LAYER, MEAN, STD
+from .features import MEAN, STD
 from .scene import GRID, PATCH, SIDE
 from .student import adapter_config
+from .tower import read_adapters, with_adapters
 from .workspace import Workspace
 
 IMAGE_TOKEN = "<image>"
@@ -63,10 +64,12 @@ def assemble(workspace: Workspace, trained: Path) -> tuple[LlavaForConditionalGe
 
     Args:
         workspace: where the converted tower and language model lie.
-        trained: a folder with projector.safetensors and adapters.safetensors.
+        trained: a folder as `Student.save` writes it.
     """
     tokenizer = tokenizer_with_image(workspace)
-    tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32)
+    adapted_tower = with_adapters(Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32))
+    read_adapters(adapted_tower, trained)
+    tower: Dinov2Model = adapted_tower.merge_and_unload()
     language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=torch.float32)
     adapted = get_peft_model(language, adapter_config())
     set_peft_model_state_dict(adapted, load_file(trained / "adapters.safetensors"))
@@ -76,7 +79,7 @@ def assemble(workspace: Workspace, trained: Path) -> tuple[LlavaForConditionalGe
         text_config=merged.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=GRID * GRID,
-        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )

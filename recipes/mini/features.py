@@ -1,4 +1,4 @@
-"""The frozen tower's view of rendered scenes, computed once and read many times."""
+"""What the tower's frozen blocks see of rendered scenes, computed once and read many times."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from .material import Material, Split
 from .precision import fast_dtype
 from .render import render
 from .scene import GRID, Scene
+from .tower import stem_blocks
 from .workspace import Workspace
 
 SHARD = 64
 """Scenes in one file."""
-
-FEATURE_LAYER = -2
-"""The hidden state that feeds the projector, as in LLaVA."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -36,11 +34,11 @@ class ScenePicture:
     """A scene as the projector sees it.
 
     Attributes:
-        features: [576, 384] float16 tower features, CLS dropped, row-major.
+        stem: [577, 384] float16 hidden state in front of the adapted blocks: CLS, then patches row by row.
         scene: what it shows.
     """
 
-    features: Tensor
+    stem: Tensor
     scene: Scene
 
 
@@ -52,11 +50,12 @@ def pixels_of(pictures: list[Image.Image]) -> Tensor:
 
 
 @torch.inference_mode()
-def encode(tower: Dinov2Model, pictures: list[Image.Image]) -> Tensor:
-    """[n, 576, 384] float16 features of the layer that feeds the projector, in the tower's own precision."""
-    hidden = tower(pixels_of(pictures).to(tower.dtype), output_hidden_states=True).hidden_states
-    features: Tensor = hidden[FEATURE_LAYER][:, 1:].to(torch.float16)
-    return features
+def stem_of(tower: Dinov2Model, pictures: list[Image.Image]) -> Tensor:
+    """[n, 577, 384] float16 hidden states in front of the adapted blocks, in the tower's own precision."""
+    hidden: Tensor = tower.embeddings(pixels_of(pictures).to(tower.dtype))
+    for layer in tower.encoder.layer[: stem_blocks(tower)]:
+        hidden = layer(hidden)
+    return hidden.to(torch.float16)
 
 
 def shard_path(workspace: Workspace, split: Split, shard: int) -> Path:
@@ -70,15 +69,15 @@ def build_shard(workspace: Workspace, material: Material, tower: Dinov2Model, sp
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    features, lines = [], []
+    stems, lines = [], []
     for start in range(shard * SHARD, (shard + 1) * SHARD, 8):
         rendered = [render(material, split, index) for index in range(start, start + 8)]
-        features.append(encode(tower, [picture for picture, _ in rendered]))
+        stems.append(stem_of(tower, [picture for picture, _ in rendered]))
         lines += [scene.to_json() for _, scene in rendered]
     target.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial = target.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.save(file, torch.cat(features).numpy())
+        np.save(file, torch.cat(stems).numpy())
     partial.rename(target)
 
 
@@ -138,7 +137,7 @@ def encode_split(
         if not path.exists():
             if tower is None:
                 tower = Dinov2Model.from_pretrained(workspace.tower, dtype=fast_dtype()).eval()
-            np.save(path, encode(tower, [scene.picture()])[0].numpy())
+            np.save(path, stem_of(tower, [scene.picture()])[0].numpy())
         yield torch.from_numpy(np.load(path)), scene.touched, scene.questions
 
 

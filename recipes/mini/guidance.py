@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import smooth_l1_loss
 
 from flowcut.tasks import TaskQuestion
 
@@ -29,15 +28,6 @@ ANSWER_HEADS = ((14, 3), (15, 6), (15, 7), (17, 3), (17, 4), (18, 6), (21, 8))
 All of these already preferred patches of the noun in question before any adapter was trained, right after the
 alignment: language models have heads that look for earlier occurrences of a word.
 """
-
-COUNT_HEADS = ((9, 5), (10, 2), (12, 1), (13, 0))
-"""Layer and head of those that weigh how much there is of what is counted, at its word.
-
-Their attention on the picture already grew with the number of things before they were guided.
-"""
-
-HALF = 4.0
-"""Number of things on which a counting head spends half of its attention; the rest goes elsewhere."""
 
 _SMALL = 1e-3
 _ASKED_FOR = re.compile(
@@ -65,23 +55,16 @@ def asked_patches(touched: NDArray[np.bool_], questions: Sequence[TaskQuestion],
     return torch.from_numpy(masks.reshape(len(questions), -1)).float()
 
 
-def counted(questions: Sequence[TaskQuestion]) -> Tensor:
-    """[questions] float: the number that each question asks for, 0 where it asks for something else."""
-    return torch.tensor([float(question.answer) if question.task == "count" else 0.0 for question in questions])
-
-
-def guidance(attentions: Sequence[Tensor], looks: Tensor, visual: slice, asked: Tensor, counts: Tensor) -> Tensor:
+def guidance(attentions: Sequence[Tensor], looks: Tensor, visual: slice, asked: Tensor) -> Tensor:
     """Mean over questions and heads of -log of the attention that is where it should be.
 
-    That is on the patches asked about, or anywhere but on the picture where nothing there is asked about. Where
-    a number is asked for, the log odds of the counting heads' attention should also be those of n to `HALF`.
+    That is on the patches asked about, or anywhere but on the picture where nothing there is asked about.
 
     Args:
         attentions: for each layer [1, heads, length, length] attention probabilities.
         looks: [questions, 2] the places of the word that is asked for and of the token before the answer.
         visual: where the picture's tokens lie.
         asked: [questions, patches] as from `asked_patches`.
-        counts: [questions] as from `counted`.
     """
     present = asked.sum(dim=1) > 0
     losses = []
@@ -90,13 +73,4 @@ def guidance(attentions: Sequence[Tensor], looks: Tensor, visual: slice, asked: 
             seen = attentions[layer][0, head, looks[:, column], visual].float()
             hit = torch.where(present, (seen * asked).sum(dim=-1), 1 - seen.sum(dim=-1))
             losses.append(-torch.log(hit.clamp(min=0) + _SMALL).mean())
-    loss = torch.stack(losses).mean()
-    number = counts > 0
-    if number.any():
-        misses = []
-        for layer, head in COUNT_HEADS:
-            seen = attentions[layer][0, head, looks[number, 0], visual].float()
-            share = (seen * asked[number]).sum(dim=-1).clamp(_SMALL, 1 - _SMALL)
-            misses.append(smooth_l1_loss(torch.logit(share), torch.log(counts[number] / HALF)))
-        loss = loss + torch.stack(misses).mean()
-    return loss
+    return torch.stack(losses).mean()

@@ -7,6 +7,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+PROJECTOR = "projector.safetensors"
+"""The file that holds it, in every folder with weights."""
+
 TOWER_WIDTH = 384
 LANGUAGE_WIDTH = 576
 

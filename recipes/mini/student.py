@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .align import load_projector
 from .dialogue import Packed, Packer
-from .guidance import counted, guidance
+from .guidance import guidance
 from .precision import fast_dtype
-from .projector import new_projector
+from .projector import PROJECTOR, new_projector
+from .tower import Upper
 from .workspace import Workspace
+
+ADAPTERS = "adapters.safetensors"
+"""The file that holds them, in every folder with a trained language model."""
 
 RANK = 8
 LOOKING_RANK = 32
@@ -41,6 +46,10 @@ def adapter_config() -> LoraConfig:
     )
 
 
+WEIGHTS = {"count": 4.0}
+"""Weights of tasks in the loss, 1 for all others: a scene allows one or two questions about numbers, and ten others."""
+
+
 class Student(nn.Module):
     """SmolLM2 in `fast_dtype` with LoRA adapters, and the projector in float32.
 
@@ -56,11 +65,17 @@ class Student(nn.Module):
             workspace.language, dtype=fast_dtype(), attn_implementation="eager"
         )
         self.language = get_peft_model(language, adapter_config(), autocast_adapter_dtype=False)
+        self.upper = Upper(workspace).requires_grad_(False)
         self.projector = new_projector(torch.randn(8, 384))
         self.packer = Packer(AutoTokenizer.from_pretrained(workspace.language))
         self.embeddings = language.get_input_embeddings()
         self.decoder = language.model
         self.head = language.lm_head
+
+    @torch.no_grad()
+    def see(self, stem: Tensor) -> Tensor:
+        """[576, 384] tower features from a [577, 384] stem; the tower isn't trained with dialogues."""
+        return self.upper(stem[None])[0]
 
     def logits(self, packed: Packed, projected: Tensor) -> tuple[Tensor, Tensor]:
         """Scores at the places that predict an answer's tokens.
@@ -93,7 +108,7 @@ class Student(nn.Module):
     def loss(
         self, packed: Packed, projected: Tensor, asked: Tensor, guided: float
     ) -> tuple[Tensor, dict[str, list[bool]]]:
-        """Mean over questions of the answer's cross entropy, and which answers greedy decoding gets right.
+        """Weighted mean over questions of the answer's cross entropy, and which answers greedy decoding gets right.
 
         Args:
             packed: the dialogue.
@@ -104,10 +119,11 @@ class Student(nn.Module):
         logits, wanted, attentions = self._run(packed, projected, attentions=guided > 0)
         token_loss = cross_entropy(logits.float(), wanted, reduction="none")
         branch = packed.branch[packed.labels != -100]
-        share = torch.ones_like(token_loss) / torch.bincount(branch)[branch]
-        loss = (token_loss * share).sum() / len(packed.questions)
+        weight = torch.tensor([0.0, *(WEIGHTS.get(question.task, 1.0) for question in packed.questions)])
+        share = (weight / torch.bincount(branch, minlength=len(weight)).clamp(min=1))[branch]
+        loss = (token_loss * share).sum() / weight.sum()
         if guided > 0:
-            loss = loss + guided * guidance(attentions, packed.looks, packed.visual, asked, counted(packed.questions))
+            loss = loss + guided * guidance(attentions, packed.looks, packed.visual, asked)
         return loss, answered(packed, logits.argmax(dim=-1) == wanted, branch)
 
     def adapters(self) -> list[nn.Parameter]:
@@ -115,20 +131,22 @@ class Student(nn.Module):
         return [weight for weight in self.language.parameters() if weight.requires_grad]
 
     def save(self, folder: Path) -> None:
-        """Write projector.safetensors and adapters.safetensors, in float16."""
+        """Write projector.safetensors, adapters.safetensors and tower_adapters.safetensors, in float16."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, state in (
-            ("projector", self.projector.state_dict()),
-            ("adapters", get_peft_model_state_dict(self.language)),
+            (PROJECTOR, self.projector.state_dict()),
+            (ADAPTERS, get_peft_model_state_dict(self.language)),
         ):
             halves = {key: value.detach().to(torch.float16).contiguous() for key, value in state.items()}
-            save_file(halves, folder / f"{name}.safetensors")
+            save_file(halves, folder / name)
+        self.upper.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        state = {key: value.float() for key, value in load_file(folder / "projector.safetensors").items()}
-        self.projector.load_state_dict(state)
-        set_peft_model_state_dict(self.language, load_file(folder / "adapters.safetensors"))
+        """Read what `save` wrote, or what `adapt` did, which has no adapters of the language model."""
+        self.projector = load_projector(folder)
+        self.upper.load(folder)
+        if (folder / ADAPTERS).exists():
+            set_peft_model_state_dict(self.language, load_file(folder / ADAPTERS))
 
 
 def answered(packed: Packed, right: Tensor, branch: Tensor) -> dict[str, list[bool]]:

@@ -1,4 +1,4 @@
-"""Second phase of training: projector and adapters together, on packed dialogues."""
+"""Third phase of training: the language model's adapters, and the projector if told so, on packed dialogues."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
 from flowcut.tasks import TASKS
 from flowcut.tasks import TaskQuestion as Question
 
-from .align import projector_path
+from .adapt import adapted_folder
 from .alignment import DenseAlignment, halve_targets, targets
 from .dialogue import halved_positions
 from .features import ScenePicture, halve, read_descriptions, read_scene
@@ -62,6 +61,7 @@ class Stage:
         final_share: learning rates at the end, as a share of those at the start (cosine in between).
         seed: draws the questions and the prompts.
         guided: weight of the loss that shows some heads the patches a question is about; 0 for none.
+        others: most questions in a dialogue that don't ask for numbers; None for what `MOST_ASKED` says.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Stage:
     final_share: float = 1.0
     seed: int = 0
     guided: float = 0.0
+    others: int | None = None
 
 
 class HalfPrecisionAdam:
@@ -146,7 +147,8 @@ def train(
     """Run a stage, or go on where it was interrupted.
 
     Args:
-        start_from: a folder with weights (`Student.save`); None for the aligned projector and new adapters.
+        start_from: a folder with weights (`Student.save`); None for what `adapt` wrote, and new adapters in the
+            language model.
         worker: this process among `workers`; only the first one writes anything.
         workers: processes that share the dialogues. Each takes every `workers`-th one and all apply the mean of
             their gradients; they need an initialised `torch.distributed` group if there are several.
@@ -158,10 +160,7 @@ def train(
     """
     torch.manual_seed(stage.seed)
     student = Student(workspace)
-    if start_from is None:
-        student.projector.load_state_dict(load_file(projector_path(workspace)))
-    else:
-        student.load(start_from)
+    student.load(start_from or adapted_folder(workspace))
     student.train()
     student.projector.requires_grad_(stage.projector_rate > 0)
     alignment = DenseAlignment(student.embeddings.weight, student.packer._tokenizer)
@@ -243,14 +242,14 @@ def _step(
     student: Student, alignment: DenseAlignment, picture: ScenePicture, stage: Stage, done: int
 ) -> tuple[Tensor, dict[str, list[bool]]]:
     random = np.random.default_rng((stage.seed, stage.first, done))
-    features, wanted = picture.features.float(), targets(picture.scene)
+    features, wanted = student.see(picture.stem), targets(picture.scene)
     positions = torch.arange(GRID * GRID)
     if stage.halved:
         features, wanted, positions = halve(features), halve_targets(wanted), halved_positions(GRID)
         if random.random() < COMPACT:
             positions = torch.arange(len(positions))
     projected = student.projector(features)
-    questions = _asked(picture.scene, random)
+    questions = _asked(picture.scene, random, stage.others)
     packed = student.packer.pack(questions, positions, random)
     asked = asked_patches(picture.scene.touched, questions, halved=stage.halved)
     loss, answers = student.loss(packed, projected, asked, stage.guided)
@@ -259,8 +258,8 @@ def _step(
     return loss, answers
 
 
-def _asked(scene: Scene, random: np.random.Generator) -> list[Question]:
-    """Questions for one dialogue: at most `MOST_ASKED` of each task, small counts thinned out."""
+def _asked(scene: Scene, random: np.random.Generator, others: int | None = None) -> list[Question]:
+    """Questions for one dialogue: at most `MOST_ASKED` of each task and `others` in all, small counts thinned out."""
     taken: Counter[str] = Counter()
     kept = []
     questions = ask(scene, random)
@@ -268,7 +267,9 @@ def _asked(scene: Scene, random: np.random.Generator) -> list[Question]:
         if question.task == "count" and random.random() >= COUNTS_KEPT.get(question.answer, 1.0):
             continue
         taken[question.task] += 1
-        if taken[question.task] <= MOST_ASKED[question.task]:
+        if taken[question.task] > MOST_ASKED[question.task]:
+            continue
+        if question.task == "count" or others is None or len(kept) - taken["count"] < others:
             kept.append(question)
     return kept or questions[:1]
 
@@ -276,13 +277,14 @@ def _asked(scene: Scene, random: np.random.Generator) -> list[Question]:
 def training_scenes(workspace: Workspace) -> list[int]:
     """Numbers of the scenes worth their time, in a fixed random order.
 
-    All scenes that show something four times or oftener, all with `RICH` questions, and a third of the others.
+    All scenes that show something three times or oftener, half of the others with `RICH` questions, and a sixth of the
+    rest.
     """
     chosen = []
     for number, scene in read_descriptions(workspace, "train"):
         questions = ask(scene, np.random.default_rng(number))
-        many = any(question.task == "count" and question.answer in "456" for question in questions)
-        if many or len(questions) >= RICH or number % 3 == 0:
+        many = any(question.task == "count" and question.answer in "3456" for question in questions)
+        if many or number % (2 if len(questions) >= RICH else 6) == 0:
             chosen.append(number)
     return [chosen[int(index)] for index in np.random.default_rng(0).permutation(len(chosen))]
 

@@ -26,7 +26,8 @@ _LANGUAGE_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ADAPTER_PREFIX = "base_model.model.model."
+_ADAPTER_PREFIX = "base_model.model."
+_LANGUAGE_PREFIX = "model."
 
 
 def tower_from_weights(weights: Mapping[str, Tensor]) -> Dinov2Model:
@@ -108,7 +109,7 @@ def merge_adapters(state: dict[str, Tensor], adapters: Mapping[str, Tensor], sca
     """Add LoRA adapters to the weights they belong to, in place.
 
     Args:
-        state: weights under the names of ``LlamaModel``.
+        state: weights under the names of ``LlamaModel`` or ``Dinov2Model``.
         adapters: under PEFT's names, ``lora_A`` ``[rank, in]`` and ``lora_B`` ``[out, rank]``, of any ranks.
         scaling: alpha over rank, the same for all.
 
@@ -118,8 +119,8 @@ def merge_adapters(state: dict[str, Tensor], adapters: Mapping[str, Tensor], sca
     for name, down in adapters.items():
         if ".lora_A." not in name:
             continue
-        target = name.removeprefix(_ADAPTER_PREFIX).replace(".lora_A.", ".")
+        target = name.removeprefix(_ADAPTER_PREFIX).removeprefix(_LANGUAGE_PREFIX).replace(".lora_A.", ".")
         if target not in state:
-            raise ValueError(f"The adapter {name} belongs to no weight of the language model.")
+            raise ValueError(f"The adapter {name} belongs to no weight of the model.")
         up = adapters[name.replace(".lora_A.", ".lora_B.")]
         state[target] = state[target] + scaling * (up.float() @ down.float())

@@ -10,6 +10,7 @@ from recipes.mini.alignment import (
     ASPECTS,
     COLUMNS,
     CONTENTS,
+    NUMBERS,
     ROWS,
     SIZES,
     UNKNOWN,
@@ -27,17 +28,32 @@ def _scene() -> Scene:
     owner[0:2, 20:24] = 0
     owner[20:24, 0:3] = 1
     items = (Item("noun", "dog", "", (308, 14), (56, 28)), Item("shape", "star", "red", (21, 308), (42, 56)))
-    return Scene(items, owner, np.zeros((2, 24, 24), bool), "medium")
+    touched = np.stack([owner == index for index in range(2)])
+    return Scene(items, owner, touched, "medium")
 
 
 def test_targets_name_content_and_place() -> None:
     wanted = targets(_scene()).reshape(24, 24, len(ASPECTS))
     dog = wanted[0, 20].tolist()
-    assert dog == [CONTENTS.index("dog"), ROWS.index("top"), COLUMNS.index("right"), UNKNOWN, SIZES.index("tiny")]
+    tiny, once = SIZES.index("tiny"), NUMBERS.index("one")
+    assert dog == [CONTENTS.index("dog"), ROWS.index("top"), COLUMNS.index("right"), UNKNOWN, tiny, once]
     star = wanted[23, 2].tolist()
     red = tuple(COLORS).index("red")
-    assert star == [CONTENTS.index("star"), ROWS.index("bottom"), COLUMNS.index("left"), red, SIZES.index("small")]
-    assert wanted[12, 12].tolist() == [CONTENTS.index("background"), 1, 1, UNKNOWN, UNKNOWN]
+    small = SIZES.index("small")
+    assert star == [CONTENTS.index("star"), ROWS.index("bottom"), COLUMNS.index("left"), red, small, UNKNOWN]
+    assert wanted[12, 12].tolist() == [CONTENTS.index("background"), 1, 1, UNKNOWN, UNKNOWN, UNKNOWN]
+
+
+def test_every_patch_of_a_noun_tells_how_many_there_are() -> None:
+    owner = np.full((24, 24), BACKGROUND, np.uint8)
+    for index in range(3):
+        owner[8 * index, 0:4] = index
+    dogs = tuple(Item("noun", "dog", "", (28, 7 + 112 * index), (56, 14)) for index in range(3))
+    touched = np.stack([owner == index for index in range(3)])
+    wanted = targets(Scene(dogs, owner, touched, "medium"))[:, ASPECTS.index("count")]
+    assert wanted[owner.reshape(-1) != BACKGROUND].tolist() == [NUMBERS.index("three")] * 12
+    touched[2] = False  # the third is hidden
+    assert targets(Scene(dogs, owner, touched, "medium"))[0, ASPECTS.index("count")] == NUMBERS.index("two")
 
 
 def test_averages_keep_a_target_only_where_most_patches_agree() -> None:

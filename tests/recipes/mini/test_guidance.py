@@ -7,16 +7,7 @@ import pytest
 import torch
 
 from flowcut.tasks import TaskQuestion
-from recipes.mini.guidance import (
-    ANSWER_HEADS,
-    COUNT_HEADS,
-    HALF,
-    WORD_HEADS,
-    asked_for,
-    asked_patches,
-    counted,
-    guidance,
-)
+from recipes.mini.guidance import ANSWER_HEADS, WORD_HEADS, asked_for, asked_patches, guidance
 
 
 @pytest.mark.parametrize(
@@ -57,29 +48,9 @@ def test_attention_in_the_right_place_costs_least() -> None:
         weights = torch.zeros(1, 9, 10, 10)
         weights[:, :, [6, 7], first] = 1
         weights[:, :, [8, 9], second] = 1
-        return guidance([weights] * layers, looks, visual, asked, torch.zeros(2)).item()
+        return guidance([weights] * layers, looks, visual, asked).item()
 
     best = loss(2, 0)
     assert best < 0.01
     assert loss(3, 0) > best
     assert loss(2, 3) > best
-
-
-def test_a_counting_head_spends_more_attention_on_more_things() -> None:
-    questions = [TaskQuestion("count", "How many dogs are there?", "2", (0, 1)), TaskQuestion("exist", "", "No")]
-    counts = counted(questions)
-    assert counts.tolist() == [2.0, 0.0]
-    layers = max(layer for layer, _ in (*WORD_HEADS, *ANSWER_HEADS, *COUNT_HEADS)) + 1
-    looks, visual = torch.tensor([[6, 7], [8, 9]]), slice(1, 5)
-    asked = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-
-    def loss(share: float) -> float:
-        attentions = [torch.zeros(1, 9, 10, 10) for _ in range(layers)]
-        for layer, head in COUNT_HEADS:
-            attentions[layer][0, head, 6, 1:3] = share / 2
-            attentions[layer][0, head, 6, 0] = 1 - share
-        return guidance(attentions, looks, visual, asked, counts).item()
-
-    right = 2 / (2 + HALF)
-    assert loss(right) < loss(right + 0.2)
-    assert loss(right) < loss(right - 0.2)

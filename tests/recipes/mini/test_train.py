@@ -11,18 +11,19 @@ from transformers import AutoProcessor, Dinov2Model, LlavaForConditionalGenerati
 
 from flowcut.tasks import TASKS
 from recipes.mini import curves, export
-from recipes.mini.align import align, projector_path
+from recipes.mini.adapt import adapt
+from recipes.mini.align import align, aligned_folder
 from recipes.mini.evaluate import drop_oracle, evaluate, keep_all, keep_random, summary
 from recipes.mini.features import (
     SHARD,
     build_shard,
-    encode,
     encode_split,
     halve,
     read_descriptions,
     read_scene,
     read_shard,
     shards,
+    stem_of,
 )
 from recipes.mini.pack import pack
 from recipes.mini.render import render
@@ -34,11 +35,12 @@ from recipes.mini.workers import run_stage
 
 @pytest.fixture(scope="module")
 def prepared(workspace, material):
-    """The workspace with one shard of features for each split and an aligned projector."""
+    """The workspace with one shard of features for each split, an aligned projector and an adapted tower."""
     tower = Dinov2Model.from_pretrained(workspace.tower).eval()
     for split in ("train", "test"):
         build_shard(workspace, material, tower, split, 0)
     align(workspace, steps=3, batch=64)
+    adapt(workspace, scenes=16)
     return workspace
 
 
@@ -49,7 +51,7 @@ def test_shards_hold_the_tower_s_view_of_their_scenes(prepared, material) -> Non
     drawn, scene = render(material, "train", 9)
     assert pictures[9].scene.items == scene.items
     tower = Dinov2Model.from_pretrained(prepared.tower).eval()
-    torch.testing.assert_close(pictures[9].features, encode(tower, [drawn])[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(pictures[9].stem, stem_of(tower, [drawn])[0], rtol=1e-2, atol=1e-2)
 
 
 def test_halving_averages_neighbours() -> None:
@@ -59,11 +61,22 @@ def test_halving_averages_neighbours() -> None:
 
 
 def test_alignment_leaves_a_projector_and_a_curve(prepared) -> None:
-    assert set(load_file(projector_path(prepared))) == {
+    assert set(load_file(aligned_folder(prepared) / "projector.safetensors")) == {
         "linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias",
     }  # fmt: skip
     with (prepared.training / "alignment.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "2"]
+
+
+def test_adapting_changes_the_tower_and_goes_on_where_it_stopped(prepared) -> None:
+    folder = prepared.training / "adapted"
+    adapters = load_file(folder / "tower_adapters.safetensors")
+    assert any(value.any() for name, value in adapters.items() if "lora_B" in name)
+    before = (folder / "log.csv").read_text()
+    adapt(prepared, scenes=16)
+    assert (folder / "log.csv").read_text() == before
+    for name, value in load_file(folder / "tower_adapters.safetensors").items():
+        assert torch.equal(value, adapters[name])
 
 
 @pytest.mark.parametrize("halved", [True, False])
@@ -101,7 +114,7 @@ def test_dialogues_prefer_scenes_that_show_much_and_ask_for_all_counts_alike(pre
     chosen = training_scenes(prepared)
     assert len(chosen) == len(set(chosen))
     assert sorted(chosen) != chosen
-    assert set(range(0, SHARD, 3)) <= set(chosen)
+    assert set(range(0, SHARD, 6)) <= set(chosen)
     assert len(chosen) < SHARD
     for number in chosen:
         assert (
@@ -122,7 +135,7 @@ def test_evaluation_counts_every_question_and_repeats(prepared, material) -> Non
     student = Student(prepared)
     chosen = choose(material, share=0.01)[:3]
     tower = Dinov2Model.from_pretrained(prepared.tower).eval()
-    scenes = [(encode(tower, [entry.picture])[0], entry.scene.touched, entry.questions) for entry in chosen]
+    scenes = [(stem_of(tower, [entry.picture])[0], entry.scene.touched, entry.questions) for entry in chosen]
     first = evaluate(student, scenes, keep_random(64))
     assert first == evaluate(student, scenes, keep_random(64))
     for choice in (keep_all, drop_oracle):
@@ -138,7 +151,7 @@ def test_a_packed_split_is_encoded_once(prepared, material, tmp_path) -> None:
     assert [path.name for path in stored] == sorted(f"{scene.name}.npy" for scene in packed.scenes)
     times = [path.stat().st_mtime_ns for path in stored]
     for (features, masks, questions), again in zip(first, encode_split(prepared, "tiny", packed.scenes), strict=True):
-        assert features.shape == (576, 384)
+        assert features.shape == (577, 384)
         assert torch.equal(features, again[0])
         assert masks.shape[1:] == (24, 24)
         assert questions
@@ -148,7 +161,7 @@ def test_a_packed_split_is_encoded_once(prepared, material, tmp_path) -> None:
 def test_the_export_answers_like_the_student(prepared, material, tmp_path) -> None:
     torch.manual_seed(1)
     student = Student(prepared).eval()
-    for weight in student.adapters():
+    for weight in (*student.adapters(), *student.upper.adapters()):
         torch.nn.init.normal_(weight, std=0.05)
     student.save(tmp_path / "trained")
     export.export(prepared, tmp_path / "trained", tmp_path / "model", torch.float32)
@@ -162,7 +175,7 @@ def test_the_export_answers_like_the_student(prepared, material, tmp_path) -> No
     inputs = processor(images=picture, text=prompt, return_tensors="pt")
     assert (inputs.input_ids == model.config.image_token_id).sum() == 576
     tower = Dinov2Model.from_pretrained(prepared.tower).eval()
-    projected = student.projector(encode(tower, [picture])[0].float())
+    projected = student.projector(student.see(stem_of(tower, [picture])[0]))
     packed = student.packer.pack([question], torch.arange(576))
     with torch.inference_mode():
         ours, _ = student.logits(packed, projected)
