@@ -65,8 +65,8 @@ def distinct_tokens(pictures: Sequence[int], shared: int, mask: Tensor) -> tuple
     itself = torch.arange(rows * columns, device=mask.device).view(rows, columns)
     stands_for = torch.where((number >= 0) & (number < shared), own, itself)
     stands_for = stands_for.masked_fill(mask == 0, int(start[0]))
-    distinct, place = stands_for.flatten().unique(return_inverse=True)
-    return distinct, place
+    distinct, place = torch.unique(stands_for, return_inverse=True)
+    return distinct, place.flatten()
 
 
 def on_distinct(
