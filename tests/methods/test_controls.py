@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
 
 from flowcut import ClsAttention, Downsample, Method, Random, Uniform, UnsupportedModelError, attach
 from flowcut.methods.uniform import evenly, on_grid
@@ -96,3 +99,22 @@ def test_downsample_is_the_tower_on_a_smaller_picture(tower: str) -> None:
     assert trace.sequence is not None and trace.sequence.visual_tokens == (2 * (9 + registers),)
     assert trace.images[0].tokens_into_layer[0] < 20
     assert trace.sequence.flops[0].tower < 0.4 * trace.sequence.uncut_flops[0].tower
+
+
+@pytest.mark.parametrize("name", ["chelsea", "pagoda", "hopper"])
+@torch.no_grad()
+def test_downsample_shows_the_tower_what_the_models_processor_makes_of_the_picture_at_that_size(name: str) -> None:
+    """To half a step of 8 bits on average, for a picture of the model's size; others are cropped to it first."""
+    side = tiny.SHAPE["image_size"]
+    picture = Image.open(Path(__file__).parents[2] / "examples" / "pictures" / f"{name}.jpg").convert("RGB")
+    full, wanted = (
+        CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})(
+            picture.resize((side, side)), return_tensors="pt"
+        ).pixel_values
+        for size in (side, side // 2)
+    )
+    model, seen = tiny.tiny_model("dinov2"), []
+    model.model.vision_tower.embeddings.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    kept(model, Downsample(target_num=9), full)
+    assert seen[0].shape == wanted.shape
+    assert (seen[0] - wanted).abs().mean() < 0.5 / 255 / min(CLIPImageProcessor().image_std)
