@@ -1,4 +1,4 @@
-"""FastV, PyramidDrop and SparseVLM: what they keep, against the attention maps of the uncut model."""
+"""FastV, PyramidDrop and SparseVLM: the released choices, and what they keep against the uncut model's attention."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import tiny
 import tiny_qwen
 import torch
 from families import check_detach, check_loss, text_config
+from released import RELEASED, generator, kept_of_image, prompt
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from flowcut import FastV, Method, PyramidDrop, SparseVLM, attach
-from flowcut.methods.pyramiddrop import tokens_after
+from flowcut.methods.fastv import FastVPolicy
+from flowcut.methods.pyramiddrop import PyramidDropPolicy, tokens_after
 
 TARGET = 7
 METHODS: dict[str, Method] = {
@@ -54,6 +56,25 @@ def samples() -> list[dict[str, Any]]:
 
 def visual_columns(ids: Tensor) -> Tensor:
     return (ids[0] == tiny.IMAGE_TOKEN).nonzero()[:, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fastv_as_released(seed: int) -> None:
+    view = prompt(generator(seed), layer=1, visual=40, uncut=40, target=12)
+    assert kept_of_image(FastVPolicy().select(view)) == RELEASED["fastv"][seed]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pyramiddrop_as_released(seed: int) -> None:
+    """Three cuts one after the other, each numbered by the image's tokens that are left; ratios 1/2, 1/4 and 1/8.
+
+    Queries and keys are drawn as they are behind the rotary embedding.
+    """
+    drawn, policy, visual = generator(seed), PyramidDropPolicy((7, 15, 23)), 40
+    for layer, expected in zip((7, 15, 23), RELEASED["pyramiddrop"][seed], strict=True):
+        assert kept_of_image(policy.select(prompt(drawn, layer, visual, uncut=40, target=5))) == expected
+        visual = len(expected)
+    assert visual == 5
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

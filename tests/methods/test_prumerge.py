@@ -1,12 +1,43 @@
-"""PruMerge+: centres and weights by hand."""
+"""PruMerge+: the released outstanding patches and merged tokens, centres and weights by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from released import RELEASED, generator
 
 from flowcut import PruMerge
-from flowcut.methods.prumerge import prune_and_merge
+from flowcut.methods.base import LayerView, OutputView, TowerPass
+from flowcut.methods.prumerge import PruMergePolicy, merge_around, prune_and_merge
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_as_released(seed: int) -> None:
+    """Of 576 patches, at the number of tokens that the released code arrives at.
+
+    The outstanding patches are its own. Its evenly spaced ones lie elsewhere, so they are given to the merging, which
+    puts out its tokens.
+    """
+    drawn, expected = generator(seed), RELEASED["prumerge"][seed]
+    states = torch.randn(1, 577, 4, generator=drawn)
+    query, key = 0.2 * torch.randn(1, 577, 4, generator=drawn), torch.randn(1, 577, 4, generator=drawn)
+    target = len(expected["tokens"])
+    policy = PruMergePolicy(PruMerge(target_num=target), TowerPass(576, (target,), 1, torch.device("cpu")))
+    heads = [of.reshape(1, 577, 2, 2).transpose(1, 2) for of in (query, key, states)]
+    policy.observe(LayerView(0, *heads, scaling=2**-0.5, prefix=1, valid=None))
+    chosen = policy.reduce(OutputView(0, states[:, 1:], (576,)))
+    assert chosen is not None and chosen.counts == (target,)
+    assert set(expected["outstanding"]) <= set(chosen.index[0].tolist())
+
+    assert policy.attention is not None and policy.keys is not None
+    outstanding = policy.attention[0].topk(len(expected["outstanding"])).indices
+    assert outstanding.tolist() == expected["outstanding"]
+    centre = torch.cat([outstanding, torch.tensor(expected["spaced"])])
+    index, weights = merge_around(centre, policy.attention[0], policy.keys[0], neighbours=32, rest=True)
+    rest = index[~torch.isin(index, centre)]
+    # The released code puts the token of the rest behind the centres.
+    order = torch.searchsorted(index, torch.cat([centre, rest]))
+    torch.testing.assert_close((weights @ states[0, 1:])[order], torch.tensor(expected["tokens"]), rtol=1e-4, atol=1e-5)
 
 
 def test_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""SparseVLM's parts against hand-computed answers."""
+"""SparseVLM: the released choices and merged tokens, and its parts against hand-computed answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,43 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from released import AFTER, BEFORE, RELEASED, generator, kept_of_image, prompt
 from test_decoder_methods import deep_model
 
 from flowcut import SparseVLM, attach
 from flowcut.methods.base import Recycled
-from flowcut.methods.sparsevlm import density_peaks, kept_at, raters
+from flowcut.methods.sparsevlm import SparseVLMPolicy, density_peaks, kept_at, raters
 from flowcut.stages.decoder_pass import with_means
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_as_released(seed: int) -> None:
+    """Raters, then three cuts one after the other, each with queries, keys and states of its own.
+
+    Tokens are numbered by their order in front of each cut, and merged ones compared whatever their order, since the
+    released code puts them elsewhere. None are recorded of a cut into two clusters: nearest neighbours of each other
+    are equally dense there, and in the released code noise decides between them.
+    """
+    drawn, expected, visual = generator(seed), RELEASED["sparsevlm"][seed], 576
+    entering = torch.randn(1, BEFORE + visual + AFTER, 4, generator=drawn)
+    policy = SparseVLMPolicy(SparseVLM(target_num=expected["budget"]))
+    view = prompt(drawn, 2, visual, uncut=576, target=expected["budget"])
+    policy.enter(entering, view.image, view.last)
+    assert (policy.text[0, 0] - BEFORE - visual).tolist() == expected["raters"]
+    for layer, cut in zip((2, 6, 15), expected["cuts"], strict=True):
+        if layer != 2:
+            view = prompt(drawn, layer, visual, uncut=576, target=expected["budget"])
+        states = torch.randn(1, BEFORE + visual + AFTER, 4, generator=drawn)
+        assert kept_of_image(policy.select(view)) == cut["kept"]
+        (merged,) = policy.recycle(layer, states)
+        means = with_means(states, merged)[0, merged.places]
+        if cut["merged"] is not None:
+            theirs = torch.tensor(cut["merged"])
+            # Merged tokens differ by far more than they are off in their first entry.
+            torch.testing.assert_close(
+                means[means[:, 0].argsort()], theirs[theirs[:, 0].argsort()], rtol=1e-4, atol=1e-5
+            )
+        visual = len(cut["kept"]) + len(means)
 
 
 @pytest.mark.parametrize(("target", "kept"), [(64, (66, 30, 17)), (128, (303, 110, 36)), (192, (300, 200, 110))])

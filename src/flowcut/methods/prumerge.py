@@ -26,9 +26,10 @@ class PruMerge(Method):
 
     As released: one attention of the full width instead of heads; weights that are not normalised. Differences: the
     released code lets the number of outliers of every picture decide how many tokens stay (and samples about three
-    evenly spaced ones for each); here the budget does, in that proportion. It takes queries and keys of the layer
-    *behind* the features it merges; here they are those of the layer that puts the features out, as later ones do not
-    run. The last token stands at the place of the most attended patch it holds.
+    evenly spaced ones for each); here the budget does, in that proportion. Its evenly spaced patches start at the first
+    patch, in whole steps through the picture; here they are the middles of equal parts of what attention left. It takes
+    queries and keys of the layer *behind* the features it merges; here they are those of the layer that puts the
+    features out, as later ones do not run. The last token stands at the place of the most attended patch it holds.
 
     Attributes:
         attention_share: share of the centres chosen by attention.
@@ -104,21 +105,33 @@ def prune_and_merge(
         attention_share, neighbours: see :class:`PruMerge`.
     """
     patches = len(attention)
-    weights = torch.eye(patches, device=keys.device)
     if tokens == patches:
-        return torch.arange(patches, device=keys.device), weights
+        return torch.arange(patches, device=keys.device), torch.eye(patches, device=keys.device)
     centres = max(1, tokens - 1)
     ranking = attention.argsort(descending=True)
     outstanding = max(1, round(centres * attention_share))
     others = ranking[outstanding:].sort().values
     spaced = others[evenly(len(others), centres - outstanding).to(keys.device)]
     centre = torch.cat([ranking[:outstanding], spaced])
+    return merge_around(centre, attention, keys, neighbours, rest=tokens > 1)
+
+
+def merge_around(centre: Tensor, attention: Tensor, keys: Tensor, neighbours: int, rest: bool) -> tuple[Tensor, Tensor]:
+    """As :func:`prune_and_merge`, with the centres ``[K]`` given.
+
+    Args:
+        centre: distinct patches, in any order.
+        attention, keys, neighbours: see :func:`prune_and_merge`.
+        rest: whether one more token sums up the patches that are no centre.
+    """
+    patches = len(attention)
+    weights = torch.eye(patches, device=keys.device)
     similarity = unit(keys)[centre] @ unit(keys).T
     similarity = similarity.scatter(1, centre[:, None], float("-inf"))
     nearest = similarity.topk(min(neighbours, patches - 1), dim=1).indices
     weights[centre] += torch.zeros_like(similarity).scatter(1, nearest, attention[nearest])
     chosen = centre
-    if tokens > 1:
+    if rest:
         left = attention.index_fill(0, centre, 0.0)
         last = attention.index_fill(0, centre, float("-inf")).argmax()
         weights = weights.index_copy(0, last[None], left[None])

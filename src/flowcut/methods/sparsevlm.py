@@ -22,7 +22,8 @@ class SparseVLM(Method):
 
     ``target_num`` is the paper's: about the average over a decoder of 32 layers, without the recycled tokens (which
     make 192 to about 204). What each cut keeps is interpolated between the released lists for 64, 128 and 192 of 576
-    tokens; the paper's rank-adaptive count is replaced by these lists in the released code too.
+    tokens; the paper's rank-adaptive count is replaced by these lists in the released code too. Its later
+    list for 96 (238, 48 and 26) is not used here.
 
     Raters are the prompt's text tokens behind the image whose share of the image's similarity (``softmax`` over the
     text of ``v . t``, mean over the visual tokens, on the embeddings) is above the mean (section 3.2). A cut keeps
