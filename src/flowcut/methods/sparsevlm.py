@@ -12,7 +12,13 @@ from torch import Tensor
 from .base import DecoderPolicy, DecoderView, Method, Recycled
 from .ranking import keep_best
 
-RELEASED = {64: (66, 30, 17), 128: (303, 110, 36), 192: (300, 200, 110), 576: (576, 576, 576)}
+RELEASED = {
+    64: (66, 30, 17),
+    96: (238, 48, 26),
+    128: (303, 110, 36),
+    192: (300, 200, 110),
+    576: (576, 576, 576),
+}
 """Tokens kept of 576 at each of the three cuts, by the average over 32 layers that they are quoted for."""
 
 
@@ -21,9 +27,8 @@ class SparseVLM(Method):
     """SparseVLM's hyper-parameters, as in the released code. The vision tower is not cut.
 
     ``target_num`` is the paper's: about the average over a decoder of 32 layers, without the recycled tokens (which
-    make 192 to about 204). What each cut keeps is interpolated between the released lists for 64, 128 and 192 of 576
-    tokens; the paper's rank-adaptive count is replaced by these lists in the released code too. Its later
-    list for 96 (238, 48 and 26) is not used here.
+    make 192 to about 204). What each cut keeps is interpolated between the released lists for 64, 96, 128 and 192 of
+    576 tokens; the paper's rank-adaptive count is replaced by these lists in the released code too.
 
     Raters are the prompt's text tokens behind the image whose share of the image's similarity (``softmax`` over the
     text of ``v . t``, mean over the visual tokens, on the embeddings) is above the mean (section 3.2). A cut keeps
