@@ -78,6 +78,21 @@ def _is_there(name: str, answer: str, about: tuple[int, ...], kind: str, random:
     return Question("exist", text, answer, about, kind)
 
 
+def all_counts(scene: Scene, random: np.random.Generator) -> list[Question]:
+    """How often each noun of a scene is there, for all numbers up to `MOST_COUNTED`."""
+    if scene.layout == "close":
+        return []
+    counts: dict[str, list[int]] = {}
+    for index, item in _visible(scene, "noun"):
+        counts.setdefault(item.name, []).append(index)
+    forms = ("How many {} are there?", "How many {} do you see?", "Count the {}.")
+    return [
+        Question("count", forms[int(random.integers(3))].format(plural(name)), str(len(where)), tuple(where))
+        for name, where in counts.items()
+        if len(where) <= MOST_COUNTED
+    ]
+
+
 def _alone_in_cell(scene: Scene) -> list[tuple[int, Item]]:
     """Items clearly inside a ninth of the picture in which no other item is centred or fills much."""
     found = []
@@ -115,17 +130,7 @@ def _where(scene: Scene, random: np.random.Generator) -> list[Question]:
 
 
 def _count(scene: Scene, random: np.random.Generator) -> list[Question]:
-    if scene.layout == "close":
-        return []
-    counts: dict[str, list[int]] = {}
-    for index, item in _visible(scene, "noun"):
-        counts.setdefault(item.name, []).append(index)
-    forms = ("How many {} are there?", "How many {} do you see?", "Count the {}.")
-    made = [
-        Question("count", forms[int(random.integers(3))].format(plural(name)), str(len(where)), tuple(where))
-        for name, where in counts.items()
-        if len(where) <= MOST_COUNTED
-    ]
+    made = all_counts(scene, random)
     ones = [question for question in made if question.answer == "1"]
     several = [question for question in made if question.answer != "1"]
     return several + (ones[:1] if random.random() < 0.4 else [])  # or "1" would be most answers

@@ -46,10 +46,6 @@ def adapter_config() -> LoraConfig:
     )
 
 
-WEIGHTS = {"count": 4.0}
-"""Weights of tasks in the loss, 1 for all others: a scene allows one or two questions about numbers, and ten others."""
-
-
 class Student(nn.Module):
     """SmolLM2 in `fast_dtype` with LoRA adapters, and the projector in float32.
 
@@ -106,7 +102,7 @@ class Student(nn.Module):
         return self.head(output.last_hidden_state[0][asked]), packed.labels[asked], output.attentions or ()
 
     def loss(
-        self, packed: Packed, projected: Tensor, asked: Tensor, guided: float
+        self, packed: Packed, projected: Tensor, asked: Tensor, guided: float, weights: Sequence[float]
     ) -> tuple[Tensor, dict[str, list[bool]]]:
         """Weighted mean over questions of the answer's cross entropy, and which answers greedy decoding gets right.
 
@@ -115,11 +111,12 @@ class Student(nn.Module):
             projected: [n, 576] the picture's projected patches.
             asked: [questions, n] the patches that each question is about.
             guided: weight of the loss that shows some heads these patches; 0 for none.
+            weights: how much each question weighs.
         """
         logits, wanted, attentions = self._run(packed, projected, attentions=guided > 0)
         token_loss = cross_entropy(logits.float(), wanted, reduction="none")
         branch = packed.branch[packed.labels != -100]
-        weight = torch.tensor([0.0, *(WEIGHTS.get(question.task, 1.0) for question in packed.questions)])
+        weight = torch.tensor([0.0, *weights])
         share = (weight / torch.bincount(branch, minlength=len(weight)).clamp(min=1))[branch]
         loss = (token_loss * share).sum() / weight.sum()
         if guided > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +15,25 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flowcut.tasks import TASKS
-from flowcut.tasks import TaskQuestion as Question
 
 from .adapt import adapted_folder
 from .alignment import DenseAlignment, halve_targets, targets
+from .curriculum import chosen_questions, question_weights, training_scenes
 from .dialogue import halved_positions
-from .features import ScenePicture, halve, read_descriptions, read_scene
+from .features import ScenePicture, halve, read_scene
 from .guidance import asked_patches
-from .questions import ask
-from .scene import GRID, Scene
+from .scene import GRID
 from .student import Student
 from .workspace import Workspace
 
 ALIGNMENT_WEIGHT = 0.1
 """Weight of the dense alignment loss, so that patches keep saying what they show."""
 
-MOST_ASKED = {"exist": 6, "name": 6, "where": 6, "count": 4, "color": 3, "shape": 5, "read": 0}
-"""Most questions of each task in one dialogue. Reading isn't learned from these features, and not trained."""
-
-COUNTS_KEPT = {"1": 0.2, "2": 0.4, "3": 0.8}
-"""Share of the questions with these answers that are asked; scenes hold ones and twos far more often than sixes."""
-
 COMPACT = 1 / 3
 """Share of the dialogues with averaged features that number them one by one, so that contents tell where they are."""
 
 REPORT_EVERY = 40
 """Dialogues between two rows of a log."""
-
-RICH = 13
-"""Scenes with so many questions are preferred, since the picture costs as much as eight questions."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,8 @@ class Stage:
         final_share: learning rates at the end, as a share of those at the start (cosine in between).
         seed: draws the questions and the prompts.
         guided: weight of the loss that shows some heads the patches a question is about; 0 for none.
-        others: most questions in a dialogue that don't ask for numbers; None for what `MOST_ASKED` says.
+        others: most questions in a dialogue that don't ask for numbers, all of it about scenes made for numbers; None
+            for all that `curriculum` says.
     """
 
     name: str
@@ -179,7 +170,7 @@ def train(
         done = state["done"]
         optimizer.restore(state["optimizer"])
     first = worker == 0
-    scenes = training_scenes(workspace)
+    scenes = training_scenes(workspace, numbers=stage.others is not None)
     tally = _Tally(folder / "log.csv" if first else None, done)
     since_update = 0
     for number in range(done + worker, stage.scenes - stage.scenes % workers, workers):
@@ -249,44 +240,13 @@ def _step(
         if random.random() < COMPACT:
             positions = torch.arange(len(positions))
     projected = student.projector(features)
-    questions = _asked(picture.scene, random, stage.others)
+    questions = chosen_questions(picture.scene, random, stage.others)
     packed = student.packer.pack(questions, positions, random)
     asked = asked_patches(picture.scene.touched, questions, halved=stage.halved)
-    loss, answers = student.loss(packed, projected, asked, stage.guided)
+    loss, answers = student.loss(packed, projected, asked, stage.guided, question_weights(picture.scene, questions))
     if stage.projector_rate > 0:
         loss = loss + ALIGNMENT_WEIGHT * alignment(projected, wanted)[0]
     return loss, answers
-
-
-def _asked(scene: Scene, random: np.random.Generator, others: int | None = None) -> list[Question]:
-    """Questions for one dialogue: at most `MOST_ASKED` of each task and `others` in all, small counts thinned out."""
-    taken: Counter[str] = Counter()
-    kept = []
-    questions = ask(scene, random)
-    for question in questions:
-        if question.task == "count" and random.random() >= COUNTS_KEPT.get(question.answer, 1.0):
-            continue
-        taken[question.task] += 1
-        if taken[question.task] > MOST_ASKED[question.task]:
-            continue
-        if question.task == "count" or others is None or len(kept) - taken["count"] < others:
-            kept.append(question)
-    return kept or questions[:1]
-
-
-def training_scenes(workspace: Workspace) -> list[int]:
-    """Numbers of the scenes worth their time, in a fixed random order.
-
-    All scenes that show something three times or oftener, half of the others with `RICH` questions, and a sixth of the
-    rest.
-    """
-    chosen = []
-    for number, scene in read_descriptions(workspace, "train"):
-        questions = ask(scene, np.random.default_rng(number))
-        many = any(question.task == "count" and question.answer in "3456" for question in questions)
-        if many or number % (2 if len(questions) >= RICH else 6) == 0:
-            chosen.append(number)
-    return [chosen[int(index)] for index in np.random.default_rng(0).permutation(len(chosen))]
 
 
 def _factor(progress: float, final_share: float, updates: float) -> float:

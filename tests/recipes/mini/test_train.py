@@ -19,8 +19,6 @@ from recipes.mini.features import (
     build_shard,
     encode_split,
     halve,
-    read_descriptions,
-    read_scene,
     read_shard,
     shards,
     stem_of,
@@ -29,7 +27,7 @@ from recipes.mini.pack import pack
 from recipes.mini.render import render
 from recipes.mini.student import Student
 from recipes.mini.testset import choose
-from recipes.mini.train import Stage, train, training_scenes
+from recipes.mini.train import Stage, train
 from recipes.mini.workers import run_stage
 
 
@@ -108,19 +106,6 @@ def test_an_interrupted_stage_ends_like_an_uninterrupted_one(prepared, halved: b
     assert calls == [1]
     for name, value in expected.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
-
-
-def test_dialogues_prefer_scenes_that_show_much_and_ask_for_all_counts_alike(prepared) -> None:
-    chosen = training_scenes(prepared)
-    assert len(chosen) == len(set(chosen))
-    assert sorted(chosen) != chosen
-    assert set(range(0, SHARD, 6)) <= set(chosen)
-    assert len(chosen) < SHARD
-    for number in chosen:
-        assert (
-            read_scene(prepared, "train", number).scene.items
-            == dict(read_descriptions(prepared, "train"))[number].items
-        )
 
 
 def test_two_workers_share_a_stage(prepared) -> None:
