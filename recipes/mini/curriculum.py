@@ -16,10 +16,10 @@ from .workspace import Workspace
 MOST_ASKED = {"exist": 6, "name": 6, "where": 6, "count": 6, "color": 3, "shape": 5, "read": 0}
 """Most questions of each task in one dialogue. Reading isn't learned from these features, and not trained."""
 
-MOST_ONES = 2
+MOST_ONES = 1
 """Most questions in one dialogue about numbers to be answered with "1"."""
 
-COUNT_WEIGHTS = {"1": 1.0, "2": 5.0, "3": 2.0, "4": 3.0, "5": 5.0, "6": 10.0}
+COUNT_WEIGHTS = {"1": 1.0, "2": 2.5, "3": 2.0, "4": 3.0, "5": 5.0, "6": 10.0}
 """Weight in the loss of a question about a number, by its answer, where any other question has 1: they are few, and
 scenes hold ones far more often than sixes."""
 
@@ -55,20 +55,22 @@ def question_weights(scene: Scene, questions: list[Question]) -> list[float]:
 def training_scenes(workspace: Workspace, *, numbers: bool = False) -> list[int]:
     """Numbers of the scenes worth their time, in a fixed random order.
 
-    All scenes that show something three times or oftener, but of herds only a quarter; half of the others with `RICH`
-    questions, and a sixth of the rest.
+    All scenes that show something three times or oftener, but of herds only a quarter; half of those that show
+    something twice, or have `RICH` questions; and a sixth of the rest.
 
     Args:
-        numbers: none of these others.
+        numbers: only scenes that show something twice or oftener.
     """
     chosen = []
     for number, scene in read_descriptions(workspace, "train"):
         questions = ask(scene, np.random.default_rng(number))
-        wanted = any(question.task == "count" and question.answer in "3456" for question in questions)
+        most = max((int(question.answer) for question in questions if question.task == "count"), default=0)
         if scene.layout == "herd":
-            wanted &= number % 4 == 0
-        elif not numbers:
-            wanted |= number % (2 if len(questions) >= RICH else 6) == 0
-        if wanted:
+            every = 4 if most > 2 else 0
+        elif most > 1:
+            every = 1 if most > 2 else 2
+        else:
+            every = 0 if numbers else 2 if len(questions) >= RICH else 6
+        if every and number % every == 0:
             chosen.append(number)
     return [chosen[int(index)] for index in np.random.default_rng(0).permutation(len(chosen))]
