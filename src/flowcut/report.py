@@ -119,14 +119,15 @@ def draw(rows: Sequence[Row]) -> Figure:
     for row in rows:
         positions = f", {row.plan.positions}" if row.plan.positions else ""
         lines.setdefault(row.plan.method + positions, []).append(row)
-    for name, group in lines.items():
+    for number, (name, group) in enumerate(lines.items()):
         average = [100 * row.average for row in group]
         half = [100 * (row.average_interval[1] - row.average) for row in group]
         if name == UNCUT:
             left.axhline(average[0], color="black", linestyle=":", label=UNCUT)
             right.axhline(average[0], color="black", linestyle=":", label=UNCUT)
             continue
-        style: dict[str, Any] = {"yerr": half, "marker": "o", "elinewidth": 0.6, "capsize": 2, "label": name}
+        style: dict[str, Any] = {"yerr": half, "elinewidth": 0.6, "capsize": 2, "label": name}
+        style |= {"color": f"C{number % 10}", "marker": "osD^"[number // 10 % 4]}  # ten colours are told apart
         left.errorbar([row.costs.visual_tokens_mean for row in group], average, **style)
         right.errorbar([row.costs.seconds.prefill / row.uncut_seconds for row in group], average, **style)
     left.set_xlabel("visual tokens, mean over the language model's layers")
