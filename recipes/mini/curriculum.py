@@ -32,9 +32,7 @@ RICH = 13
 
 def chosen_questions(scene: Scene, random: np.random.Generator, others: int | None = None) -> list[Question]:
     """Questions for one dialogue: at most `MOST_ASKED` of each task, `MOST_ONES`, and `others` not about numbers."""
-    counts = all_counts(scene, random)
-    several = [question for question in counts if question.answer != "1"]
-    ones = [question for question in counts if question.answer == "1"]
+    several, ones = all_counts(scene, random)
     counts = (several + ones[:MOST_ONES])[: MOST_ASKED["count"]]
     taken: Counter[str] = Counter()
     rest = []

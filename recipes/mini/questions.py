@@ -78,19 +78,21 @@ def _is_there(name: str, answer: str, about: tuple[int, ...], kind: str, random:
     return Question("exist", text, answer, about, kind)
 
 
-def all_counts(scene: Scene, random: np.random.Generator) -> list[Question]:
-    """How often each noun of a scene is there, for all numbers up to `MOST_COUNTED`."""
+def all_counts(scene: Scene, random: np.random.Generator) -> tuple[list[Question], list[Question]]:
+    """How often each noun of a scene is there: those that are there several times up to `MOST_COUNTED`, and once."""
     if scene.layout == "close":
-        return []
+        return [], []
     counts: dict[str, list[int]] = {}
     for index, item in _visible(scene, "noun"):
         counts.setdefault(item.name, []).append(index)
     forms = ("How many {} are there?", "How many {} do you see?", "Count the {}.")
-    return [
+    made = [
         Question("count", forms[int(random.integers(3))].format(plural(name)), str(len(where)), tuple(where))
         for name, where in counts.items()
         if len(where) <= MOST_COUNTED
     ]
+    several = [question for question in made if question.answer != "1"]
+    return several, [question for question in made if question.answer == "1"]
 
 
 def _alone_in_cell(scene: Scene) -> list[tuple[int, Item]]:
@@ -130,9 +132,7 @@ def _where(scene: Scene, random: np.random.Generator) -> list[Question]:
 
 
 def _count(scene: Scene, random: np.random.Generator) -> list[Question]:
-    made = all_counts(scene, random)
-    ones = [question for question in made if question.answer == "1"]
-    several = [question for question in made if question.answer != "1"]
+    several, ones = all_counts(scene, random)
     return several + (ones[:1] if random.random() < 0.4 else [])  # or "1" would be most answers
 
 

@@ -126,8 +126,8 @@ def draw(rows: Sequence[Row]) -> Figure:
             left.axhline(average[0], color="black", linestyle=":", label=UNCUT)
             right.axhline(average[0], color="black", linestyle=":", label=UNCUT)
             continue
-        style: dict[str, Any] = {"yerr": half, "elinewidth": 0.6, "capsize": 2, "label": name}
-        style |= {"color": f"C{number % 10}", "marker": "osD^"[number // 10 % 4]}  # ten colours are told apart
+        marker = "osD^"[number // 10 % 4]  # colours repeat after ten
+        style: dict[str, Any] = {"yerr": half, "marker": marker, "elinewidth": 0.6, "capsize": 2, "label": name}
         left.errorbar([row.costs.visual_tokens_mean for row in group], average, **style)
         right.errorbar([row.costs.seconds.prefill / row.uncut_seconds for row in group], average, **style)
     left.set_xlabel("visual tokens, mean over the language model's layers")
