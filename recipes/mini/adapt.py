@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .align import aligned_folder, load_projector
 from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, anchors, halve_targets, targets
+from .counting import Watched, counting
 from .features import ScenePicture, halve, read_descriptions, read_scene
 from .precision import fast_dtype
 from .projector import PROJECTOR, TOWER_WIDTH
@@ -50,6 +51,9 @@ ANCHORS = 2.0
 
 ANCHOR_WEIGHT = 20.0
 """Weight of a patch in the middle of an item, where any other has 1."""
+
+COUNTING = 1.0
+"""Weight of the loss on the counting heads."""
 
 MARKER_RATE = 1e-2
 """Learning rate of the linear layer that reads the marks; it is thrown away in the end."""
@@ -151,19 +155,22 @@ def adapt(
         for part, module in modules.items():
             module.load_state_dict(state[part])
     else:
-        log.write_text(",".join(["scenes", "seconds", "loss", "anchors", *ASPECTS]) + "\n", encoding="utf-8")
+        columns = ["scenes", "seconds", "loss", "anchors", "counting", *ASPECTS]
+        log.write_text(",".join(columns) + "\n", encoding="utf-8")
     order = _order(workspace, scenes, seed)
     started = time.perf_counter()
     rows: list[list[float]] = []
     while done < scenes:
         pictures = [read_scene(workspace, "train", number) for number in order[done : done + SCENES]]
-        middle, seen = _seen(upper, pictures)
+        middle, seen, attention = _seen(upper, pictures)
         features, wanted = _patches(seen, pictures, random)
         loss, right = alignment(projector(features), wanted)
         marked = torch.stack([anchors(picture.scene) for picture in pictures])
         weight = torch.where(marked > 0, ANCHOR_WEIGHT, 1.0)
         anchored = binary_cross_entropy_with_logits(marker(middle)[..., 0], marked, weight)
-        loss = loss + ANCHORS * anchored
+        pairs = zip(attention, pictures, strict=True)
+        counted = torch.stack([counting(heads, picture.scene) for heads, picture in pairs]).mean()
+        loss = loss + ANCHORS * anchored + COUNTING * counted
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(upper.adapters(), 1.0)
@@ -172,7 +179,8 @@ def adapt(
         for group in optimizer.param_groups:
             group["lr"] = group["start"] * factor
         optimizer.step()
-        rows.append([loss.item(), anchored.item(), *(right.get(aspect, math.nan) for aspect in ASPECTS)])
+        told = [loss.item(), anchored.item(), counted.item()]
+        rows.append([*told, *(right.get(aspect, math.nan) for aspect in ASPECTS)])
         done += len(pictures)
         if done % REPORT_EVERY == 0 or done >= scenes:
             means = [round(float(value), 4) for value in np.nanmean(rows, axis=0)]
@@ -207,12 +215,18 @@ def _has_doubles(scene: Scene) -> bool:
     return len(set(names)) < len(names)
 
 
-def _seen(upper: Upper, pictures: list[ScenePicture]) -> tuple[Tensor, Tensor]:
-    """[n, 576, 384] float32 each: what the tower gives behind block `MARKED` of the adapted ones, and in the end."""
+def _seen(upper: Upper, pictures: list[ScenePicture]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the tower gives for some scenes, float32 all of it.
+
+    Returns:
+        [n, 576, 384] behind block `MARKED` of the adapted ones, the same in the end, and [n, heads, 577, 577] the
+        attention of the counting heads.
+    """
     stems = torch.stack([picture.stem for picture in pictures]).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_dtype() == torch.bfloat16):
+    fast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+    with fast, Watched(upper.blocks) as watched:
         levels = upper.levels(stems)
-    return levels[min(MARKED, len(levels) - 1)].float(), levels[-1].float()
+    return levels[min(MARKED, len(levels) - 1)].float(), levels[-1].float(), watched.heads()
 
 
 def _patches(seen: Tensor, pictures: list[ScenePicture], random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ ASPECTS = tuple(_CHOICES)
 UNKNOWN = -100
 """The target of an aspect that a patch doesn't have."""
 
-COUNT_WEIGHT = 2.0
+COUNT_WEIGHT = 4.0
 """Weight of the numbers in the loss; every other aspect has 1. They are the hardest to find out."""
 
 _SHARPNESS = 24.0

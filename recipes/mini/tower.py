@@ -55,7 +55,7 @@ class Upper(nn.Module):
 
     def __init__(self, workspace: Workspace) -> None:
         super().__init__()
-        tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32).eval()
+        tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32, attn_implementation="eager").eval()
         self.blocks = tower.encoder.layer[stem_blocks(tower) : -1]
         self.adapted = with_adapters(tower)
 
