@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .align import aligned_folder, load_projector
 from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, anchors, halve_targets, targets
-from .counting import Watched, counting
+from .counting import counting, counting_heads
 from .features import ScenePicture, halve, read_descriptions, read_scene
 from .precision import fast_dtype
 from .projector import PROJECTOR, TOWER_WIDTH
@@ -131,7 +131,7 @@ def adapt(
     tokenizer = AutoTokenizer.from_pretrained(workspace.language)
     alignment = DenseAlignment(language.get_input_embeddings().weight, tokenizer)
     start = start_from or aligned_folder(workspace)
-    upper, projector = Upper(workspace), load_projector(start)
+    upper, projector = Upper(workspace, attention="eager"), load_projector(start)
     if (start / FILE).exists():
         upper.load(start)
     marker = nn.Linear(TOWER_WIDTH, 1)
@@ -224,9 +224,9 @@ def _seen(upper: Upper, pictures: list[ScenePicture]) -> tuple[Tensor, Tensor, T
     """
     stems = torch.stack([picture.stem for picture in pictures]).float()
     fast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
-    with fast, Watched(upper.blocks) as watched:
+    with fast, counting_heads(upper.blocks) as heads:
         levels = upper.levels(stems)
-    return levels[min(MARKED, len(levels) - 1)].float(), levels[-1].float(), watched.heads()
+    return levels[min(MARKED, len(levels) - 1)].float(), levels[-1].float(), torch.stack(heads, dim=1).float()
 
 
 def _patches(seen: Tensor, pictures: list[ScenePicture], random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ left to the alignment's loss.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,51 +26,39 @@ CLS_DEGREE = 3.0
 _SMALL = 1e-3
 
 
-class Watched:
-    """Keeps the attention probabilities of the tower's last blocks, while it is entered.
+@contextmanager
+def counting_heads(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """Within it, a pass through the tower's blocks appends each of `COUNTING_HEADS` to the list that it gives.
+
+    That is [scenes, 577, 577] attention probabilities, CLS first. A short tower lacks some of them.
 
     Args:
-        blocks: the blocks, with attention in its plain form.
+        blocks: the blocks that are read, with attention in its plain form.
     """
+    seen: list[Tensor] = []
 
-    def __init__(self, blocks: nn.ModuleList) -> None:
-        self._blocks = blocks
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self.attentions: dict[int, Tensor] = {}
+    def keep(head: int, module: nn.Module, given: tuple[object, ...], result: tuple[Tensor, Tensor]) -> None:
+        seen.append(result[1][:, head])
 
-    def __enter__(self) -> Watched:
-        for block in {block for block, _ in COUNTING_HEADS if -block <= len(self._blocks)}:
-            module = self._blocks[block].attention
-            self._hooks.append(module.register_forward_hook(self._keeper(block)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def heads(self) -> Tensor:
-        """[scenes, heads, 577, 577] float32 attention of `COUNTING_HEADS`, CLS first."""
-        chosen = [self.attentions[block][:, head] for block, head in COUNTING_HEADS if block in self.attentions]
-        return torch.stack(chosen, dim=1).float()
-
-    def _keeper(self, block: int) -> Callable[[nn.Module, tuple[object, ...], tuple[Tensor, Tensor]], None]:
-        def keep(module: nn.Module, given: tuple[object, ...], result: tuple[Tensor, Tensor]) -> None:
-            self.attentions[block] = result[1]
-
-        return keep
+    with ExitStack() as hooks:
+        for block, head in COUNTING_HEADS:
+            if -block <= len(blocks):
+                hook = blocks[block].attention.register_forward_hook(partial(keep, head))
+                hooks.callback(hook.remove)
+        yield seen
 
 
 def herds(scene: Scene) -> list[Tensor]:
     """For each noun that is there up to six times, [things, 576] bool: the patches of each of them."""
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    owner = torch.from_numpy(scene.owner.astype("int64")).reshape(-1)
-    for index, item in enumerate(scene.items):
-        if item.kind == "noun" and scene.touched[index].any():
-            mine = owner == index
-            found[item.name].append(mine if mine.any() else torch.from_numpy(scene.touched[index]).reshape(-1))
-    return [torch.stack(things) for things in found.values() if len(things) <= len(NUMBERS)]
+    owner = torch.tensor(scene.owner)
+    found = []
+    for indices in scene.by_noun().values():
+        if len(indices) <= len(NUMBERS):
+            owned = [owner == index for index in indices]
+            touched = [torch.from_numpy(scene.touched[index]) for index in indices]
+            things = [mine if mine.any() else other for mine, other in zip(owned, touched, strict=True)]
+            found.append(torch.stack(things).flatten(1))
+    return found
 
 
 def counting(attention: Tensor, scene: Scene) -> Tensor:

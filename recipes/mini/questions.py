@@ -58,9 +58,7 @@ def _single(pairs: list[tuple[int, Item]]) -> list[tuple[int, Item]]:
 
 
 def _exist(scene: Scene, random: np.random.Generator) -> list[Question]:
-    present: dict[str, list[int]] = {}
-    for index, item in _visible(scene, "noun"):
-        present.setdefault(item.name, []).append(index)
+    present = scene.by_noun()
     made = [_is_there(name, "Yes", tuple(where), "present", random) for name, where in present.items()]
     groups = noun_groups()
     absent = [name for name in groups if name not in present]
@@ -82,13 +80,10 @@ def all_counts(scene: Scene, random: np.random.Generator) -> tuple[list[Question
     """How often each noun of a scene is there: those that are there several times up to `MOST_COUNTED`, and once."""
     if scene.layout == "close":
         return [], []
-    counts: dict[str, list[int]] = {}
-    for index, item in _visible(scene, "noun"):
-        counts.setdefault(item.name, []).append(index)
     forms = ("How many {} are there?", "How many {} do you see?", "Count the {}.")
     made = [
         Question("count", forms[int(random.integers(3))].format(plural(name)), str(len(where)), tuple(where))
-        for name, where in counts.items()
+        for name, where in scene.by_noun().items()
         if len(where) <= MOST_COUNTED
     ]
     several = [question for question in made if question.answer != "1"]

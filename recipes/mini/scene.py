@@ -80,6 +80,14 @@ class Scene:
     touched: NDArray[np.bool_]
     layout: str
 
+    def by_noun(self) -> dict[str, list[int]]:
+        """For each noun the indices of the things of it that are visible."""
+        found: dict[str, list[int]] = {}
+        for index, item in enumerate(self.items):
+            if item.kind == "noun" and self.touched[index].any():
+                found.setdefault(item.name, []).append(index)
+        return found
+
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back."""
         return json.dumps(

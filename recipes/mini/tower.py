@@ -51,11 +51,12 @@ class Upper(nn.Module):
 
     Args:
         workspace: where the converted tower lies.
+        attention: "sdpa", or "eager" where the attention itself is to be seen.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, attention: str = "sdpa") -> None:
         super().__init__()
-        tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32, attn_implementation="eager").eval()
+        tower = Dinov2Model.from_pretrained(workspace.tower, dtype=torch.float32, attn_implementation=attention).eval()
         self.blocks = tower.encoder.layer[stem_blocks(tower) : -1]
         self.adapted = with_adapters(tower)
 
