@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .align import aligned_folder, load_projector
 from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, anchors, halve_targets, targets
-from .counting import counting, counting_heads
+from .counting_heads import counting, counting_heads
 from .features import ScenePicture, halve, read_descriptions, read_scene
 from .precision import fast_dtype
 from .projector import PROJECTOR, TOWER_WIDTH

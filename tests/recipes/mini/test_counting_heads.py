@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.mini.counting import CLS_DEGREE, COUNTING_HEADS, counting, counting_heads, herds
+from recipes.mini.counting_heads import CLS_DEGREE, COUNTING_HEADS, counting, counting_heads, herds
 from recipes.mini.material import Material
 from recipes.mini.render import render
 from recipes.mini.scene import BACKGROUND, GRID, Item, Scene
