@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ from .photos import pack_photos
 from .precision import fast_dtype
 from .student import Student
 from .testset import choose
-from .workers import run_stage
+from .workers import run
 from .workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -33,6 +34,7 @@ console = Console()
 
 Root = Annotated[Path, typer.Option("--root", help="Folder for downloads, features and checkpoints.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads for PyTorch.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes of one thread that share the work.")]
 DEFAULT_ROOT = Path("runs/mini")
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
@@ -103,22 +105,21 @@ def adapt_command(
     projector_rate: float = 5e-4,
     seed: int = 0,
     root: Root = DEFAULT_ROOT,
-    threads: Threads = 2,
+    workers: Workers = 2,
 ) -> None:
     """Second phase: the tower's last blocks and the projector; goes on where it was interrupted."""
-    torch.set_num_threads(threads)
-    with _bar() as bar:
-        task = bar.add_task("adapt", total=scenes)
-        folder = adaptation.adapt(
-            Workspace(root),
-            scenes=scenes,
-            name=name,
-            start_from=start_from,
-            rate=rate,
-            projector_rate=projector_rate,
-            seed=seed,
-            progress=lambda done, line: bar.update(task, completed=done, description=line),
-        )
+    workspace = Workspace(root)
+    training = partial(
+        adaptation.adapt,
+        workspace,
+        scenes=scenes,
+        name=name,
+        start_from=start_from,
+        rate=rate,
+        projector_rate=projector_rate,
+        seed=seed,
+    )
+    folder = run(training, workers, adaptation.adapted_folder(workspace, name), scenes)
     console.print(f"weights in {folder}")
 
 
@@ -137,7 +138,7 @@ def train_command(
     others: Annotated[int | None, typer.Option(min=1, help="Most questions that don't ask for numbers.")] = None,
     seed: int = 0,
     root: Root = DEFAULT_ROOT,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread that share the dialogues.")] = 2,
+    workers: Workers = 2,
 ) -> None:
     """Third phase: adapters, and the projector if told so, on packed dialogues; goes on where it was interrupted."""
     stage = train.Stage(
@@ -153,7 +154,9 @@ def train_command(
         guided=guided,
         others=others,
     )
-    folder = run_stage(Workspace(root), stage, start_from, workers)
+    workspace = Workspace(root)
+    training = partial(train.train, workspace, stage, start_from=start_from)
+    folder = run(training, workers, workspace.training / name, scenes)
     console.print(f"weights in {folder}")
 
 

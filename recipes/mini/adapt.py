@@ -26,6 +26,7 @@ from .precision import fast_dtype
 from .projector import PROJECTOR, TOWER_WIDTH
 from .scene import Scene
 from .tower import FILE, Upper
+from .workers import average_gradients, gathered
 from .workspace import Workspace
 
 SCENES = 8
@@ -108,25 +109,32 @@ def adapt(
     projector_rate: float = 5e-4,
     weight_decay: float = 1.0,
     seed: int = 0,
+    worker: int = 0,
+    workers: int = 1,
     progress: Callable[[int, str], None] | None = None,
 ) -> Path:
     """Train tower and projector, or go on where it was interrupted; log.csv in the folder is the training curve.
 
     Args:
-        scenes: how many are seen.
+        scenes: how many are seen, rounded up to whole updates of `SCENES`.
         name: names the folder.
         start_from: a folder with a projector, and adapters of the tower if it has some; None for what `align` wrote.
         rate: learning rate of the tower's adapters at its highest.
         projector_rate: the projector's.
         weight_decay: the projector's.
         seed: draws scenes and patches.
+        worker: this process among `workers`; only the first one writes anything.
+        workers: processes that share the scenes of every update (`workers.run`); a divisor of `SCENES`.
         progress: called with the number of scenes seen and a line about them.
 
     Returns:
         the folder with projector and tower adapters.
     """
+    if SCENES % workers:
+        raise ValueError(f"{workers} workers can't share {SCENES} scenes evenly; use a divisor of {SCENES}")
+    scenes = math.ceil(scenes / SCENES) * SCENES
     torch.manual_seed(seed)
-    random = torch.Generator().manual_seed(seed)
+    first = worker == 0
     language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(workspace.language)
     alignment = DenseAlignment(language.get_input_embeddings().weight, tokenizer)
@@ -143,6 +151,7 @@ def adapt(
         ],
         betas=(0.9, 0.98),
     )
+    trained = [weight for group in optimizer.param_groups for weight in group["params"]]
     folder = adapted_folder(workspace, name)
     folder.mkdir(parents=True, exist_ok=True)
     resume, log = folder / "resume.pt", folder / "log.csv"
@@ -151,17 +160,18 @@ def adapt(
     if resume.exists():
         state = torch.load(resume, weights_only=True)
         done = state.pop("done")
-        random.set_state(state.pop("random"))
         for part, module in modules.items():
             module.load_state_dict(state[part])
-    else:
+    elif first:
         columns = ["scenes", "seconds", "loss", "anchors", "counting", *ASPECTS]
         log.write_text(",".join(columns) + "\n", encoding="utf-8")
     order = _order(workspace, scenes, seed)
     started = time.perf_counter()
     rows: list[list[float]] = []
     while done < scenes:
-        pictures = [read_scene(workspace, "train", number) for number in order[done : done + SCENES]]
+        mine = order[done : done + SCENES][worker::workers]
+        pictures = [read_scene(workspace, "train", number) for number in mine]
+        random = torch.Generator().manual_seed(seed * 1_000_003 + done + worker)
         middle, seen, attention = _seen(upper, pictures)
         features, wanted = _patches(seen, pictures, random)
         loss, right = alignment(projector(features), wanted)
@@ -173,6 +183,7 @@ def adapt(
         loss = loss + ANCHORS * anchored + COUNTING * counted
         optimizer.zero_grad()
         loss.backward()
+        average_gradients(trained, workers)
         torch.nn.utils.clip_grad_norm_(upper.adapters(), 1.0)
         warm = min(1.0, (done + SCENES) / SCENES / 40)
         factor = warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done / scenes)))
@@ -181,17 +192,19 @@ def adapt(
         optimizer.step()
         told = [loss.item(), anchored.item(), counted.item()]
         rows.append([*told, *(right.get(aspect, math.nan) for aspect in ASPECTS)])
-        done += len(pictures)
-        if done % REPORT_EVERY == 0 or done >= scenes:
-            means = [round(float(value), 4) for value in np.nanmean(rows, axis=0)]
+        done += SCENES
+        if done % REPORT_EVERY == 0 or done == scenes:
+            everyone = np.concatenate(gathered(rows, workers))
+            means = [round(float(value), 4) for value in np.nanmean(everyone, axis=0)]
             rows = []
-            with log.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([done, round(time.perf_counter() - started), *means])
+            if first:
+                with log.open("a", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerow([done, round(time.perf_counter() - started), *means])
             if progress:
                 progress(done, f"loss {means[0]:.3f}")
-        if done % SAVE_EVERY == 0 or done >= scenes:
+        if first and (done % SAVE_EVERY == 0 or done == scenes):
             state = {part: module.state_dict() for part, module in modules.items()}
-            torch.save({"done": done, "random": random.get_state(), **state}, folder / "resume.partial")
+            torch.save({"done": done, **state}, folder / "resume.partial")
             (folder / "resume.partial").rename(resume)
             upper.save(folder)
             save_file(dict(projector.state_dict()), folder / PROJECTOR)

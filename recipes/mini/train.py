@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from flowcut.tasks import TASKS
 
@@ -24,6 +24,7 @@ from .features import ScenePicture, halve, read_scene
 from .guidance import asked_patches
 from .scene import GRID
 from .student import Student
+from .workers import average_gradients, gathered
 from .workspace import Workspace
 
 ALIGNMENT_WEIGHT = 0.1
@@ -100,16 +101,7 @@ class HalfPrecisionAdam:
 
     def share(self, workers: int) -> None:
         """Replace every gradient by its mean over all workers."""
-        if workers == 1:
-            return
-        for weight in self._weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        flat = torch.cat([weight.grad.float().reshape(-1) for weight in self._weights if weight.grad is not None])
-        distributed.all_reduce(flat)
-        parts = flat.div_(workers).split([weight.numel() for weight in self._weights])
-        for weight, part in zip(self._weights, parts, strict=True):
-            weight.grad = part.view_as(weight).to(weight.dtype)
+        average_gradients(self._weights, workers)
 
     def state(self) -> dict[str, object]:
         """Everything needed to go on later."""
@@ -141,8 +133,8 @@ def train(
         start_from: a folder with weights (`Student.save`); None for what `adapt` wrote, and new adapters in the
             language model.
         worker: this process among `workers`; only the first one writes anything.
-        workers: processes that share the dialogues. Each takes every `workers`-th one and all apply the mean of
-            their gradients; they need an initialised `torch.distributed` group if there are several.
+        workers: processes that share the dialogues (`workers.run`). Each takes every `workers`-th one and all apply
+            the mean of their gradients.
         progress: called with the number of dialogues done and a line about them.
         save_every: dialogues between checkpoints.
 
@@ -213,14 +205,11 @@ class _Tally:
 
     def write(self, done: int, workers: int) -> str:
         """One row about all workers' dialogues since the row before."""
-        gathered: list[tuple[list[float], dict[str, list[bool]]]] = [(self._losses, dict(self._right))]
-        if workers > 1:
-            gathered = gathered * workers
-            distributed.all_gather_object(gathered, (self._losses, dict(self._right)))
-        loss = float(np.mean([value for losses, _ in gathered for value in losses]))
+        everyone = gathered((self._losses, dict(self._right)), workers)
+        loss = float(np.mean([value for losses, _ in everyone for value in losses]))
         shares = []
         for task in TASKS:
-            results = [value for _, right in gathered for value in right.get(task, [])]
+            results = [value for _, right in everyone for value in right.get(task, [])]
             shares.append(round(float(np.mean(results)), 3) if results else float("nan"))
         if self._path:
             with self._path.open("a", newline="", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 
 import pytest
 import torch
@@ -27,8 +28,9 @@ from recipes.mini.pack import pack
 from recipes.mini.render import render
 from recipes.mini.student import Student
 from recipes.mini.testset import choose
+from recipes.mini.tower import FILE
 from recipes.mini.train import Stage, train
-from recipes.mini.workers import run_stage
+from recipes.mini.workers import run
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +112,19 @@ def test_an_interrupted_stage_ends_like_an_uninterrupted_one(prepared, halved: b
 
 def test_two_workers_share_a_stage(prepared) -> None:
     stage = Stage("shared", scenes=4, halved=True, accumulate=1)
-    folder = run_stage(prepared, stage, None, workers=2)
+    folder = run(partial(train, prepared, stage, start_from=None), 2, prepared.training / "shared", 4)
     assert torch.load(folder / "resume.pt", weights_only=True)["done"] == 4
     trained = load_file(folder / "adapters.safetensors")
     assert any(value.any() for name, value in trained.items() if "lora_B" in name)
+
+
+def test_two_workers_adapt_the_tower(prepared) -> None:
+    folder = prepared.training / "together"
+    assert run(partial(adapt, prepared, scenes=12, name="together"), 2, folder, 12) == folder
+    assert torch.load(folder / "resume.pt", weights_only=True)["done"] == 16  # whole updates
+    assert any(value.any() for name, value in load_file(folder / FILE).items() if "lora_B" in name)
+    with pytest.raises(ValueError, match="evenly"):
+        adapt(prepared, scenes=8, name="uneven", workers=3)
 
 
 def test_evaluation_counts_every_question_and_repeats(prepared, material) -> None:
