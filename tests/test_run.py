@@ -10,6 +10,7 @@ import tiny
 import tiny_checkpoint
 import torch
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 from flowcut import FlowCut, attach
 from flowcut.attaching import HANDLE
@@ -29,7 +30,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return LoadedModel(tiny.tiny_model(), tiny_checkpoint.tiny_processor(), torch.device("cpu"), torch.float32)
+    return LoadedModel(experienced_model(), tiny_checkpoint.tiny_processor(), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,11 @@ def hooks(model: torch.nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
-def hooks_of_an_untouched_model() -> int:
-    """Hooks that transformers itself leaves on a model that has generated something."""
+def experienced_model() -> LlavaForConditionalGeneration:
+    """A model that has generated something: transformers leaves hooks of its own on it from then on."""
     model = tiny.tiny_model()
     model.generate(**tiny.batch([tiny.prompt()]), pixel_values=tiny.pictures(1), max_new_tokens=1)
-    return hooks(model)
+    return model
 
 
 def text_of(loaded: LoadedModel, inputs: Any) -> str:
@@ -99,7 +100,7 @@ def test_nothing_is_attached_afterwards(loaded: LoadedModel, picture: Image.Imag
     result = run(loaded, FlowCut(target_num=TARGET), picture, QUESTION, max_new_tokens=1, repeats=1)
     assert result.uncut.visual_tokens == tiny.PATCHES
     assert HANDLE not in loaded.model.model.__dict__
-    assert hooks(loaded.model) == hooks_of_an_untouched_model()
+    assert hooks(loaded.model) == hooks(experienced_model())
 
 
 def test_nothing_is_attached_after_an_error(
@@ -113,7 +114,7 @@ def test_nothing_is_attached_after_an_error(
     with pytest.raises(KeyError, match="in the middle"):
         run(loaded, FlowCut(target_num=TARGET), picture, QUESTION)
     assert HANDLE not in loaded.model.model.__dict__
-    assert hooks(loaded.model) == hooks_of_an_untouched_model()
+    assert hooks(loaded.model) == hooks(experienced_model())
 
 
 def test_whole_budget_changes_nothing(loaded: LoadedModel, picture: Image.Image) -> None:
