@@ -22,36 +22,25 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from real_sizes import CLIP, IMAGE, LLAMA
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from flowcut import METHODS, Method, attach
 
 PATCHES = 576
-TOWER_LAYERS, DECODER_LAYERS = 24, 32
+DECODER_LAYERS = 32
 
 
 def build_model(width: int, device: str, dtype: torch.dtype) -> Any:
     """LLaVA-1.5 with random weights."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=TOWER_LAYERS,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=width,
-        intermediate_size=11008 * width // 4096,
-        num_hidden_layers=DECODER_LAYERS,
-        num_attention_heads=width // 128,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=999)
+    heads = width // 128
+    text = {**LLAMA, "hidden_size": width, "intermediate_size": 11008 * width // 4096}
+    text |= {"num_hidden_layers": DECODER_LAYERS, "num_attention_heads": heads, "num_key_value_heads": heads}
+    config = LlavaConfig(vision_config=CLIP, text_config=text, image_token_id=IMAGE)
     return LlavaForConditionalGeneration._from_config(config).eval().to(device=device, dtype=dtype)
 
 
@@ -92,7 +81,7 @@ def main(
     torch.set_num_threads(threads)
     model = build_model(width, device, getattr(torch, dtype))
     pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(1))
-    ids = torch.tensor([[1, *[999] * PATCHES, *range(2, 33)]])
+    ids = torch.tensor([[1, *[IMAGE] * PATCHES, *range(2, 33)]])
     inputs = {"input_ids": ids.to(device), "pixel_values": pixels.to(device=device, dtype=getattr(torch, dtype))}
     rows: dict[str, Method | None] = {"uncut": None, "nothing to cut": METHODS["flowcut"](target_num=PATCHES)}
     for name in methods.split(",") if methods else METHODS:
@@ -106,8 +95,8 @@ def main(
             if number:
                 seconds[name].append(elapsed)
     table = Table(
-        title=f"{TOWER_LAYERS} + {DECODER_LAYERS} layers, decoder width {width}, {dtype}, {device}, {rounds} rounds; "
-        f"uncut {statistics.median(seconds['uncut']):.2f} s"
+        title=f"{CLIP['num_hidden_layers']} + {DECODER_LAYERS} layers, decoder width {width}, {dtype}, {device}, "
+        f"{rounds} rounds; uncut {statistics.median(seconds['uncut']):.2f} s"
     )
     for column in ("method", "seconds", "of uncut", "overhead"):
         table.add_column(column, justify="left" if column == "method" else "right")

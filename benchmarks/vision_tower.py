@@ -23,10 +23,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from real_sizes import CLIP, IMAGE, LLAMA
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from flowcut import FlowCut, attach
 
@@ -40,16 +41,9 @@ ROWS = {
 def build_model(attention: str, attention_std: float, device: str, dtype: torch.dtype) -> Any:
     """LLaVA-1.5's tower with random weights in front of a token-sized language model."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)
+    text = {**LLAMA, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    config = LlavaConfig(vision_config=CLIP, text_config=text, image_token_id=IMAGE)
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for name, parameter in model.model.vision_tower.named_parameters():
