@@ -67,7 +67,7 @@ def convert_command(root: Root = DEFAULT_ROOT) -> None:
 def features_command(
     shards: Annotated[int, typer.Option(min=1, help="Shards of 64 scenes.")] = 28,
     first: Annotated[int, typer.Option(min=0, help="Number of the first shard.")] = 0,
-    split: Annotated[str, typer.Option(help="train, test or new.")] = "train",
+    split: Annotated[str, typer.Option(help="train, test, new or validation.")] = "train",
     root: Root = DEFAULT_ROOT,
     threads: Threads = 2,
 ) -> None:
@@ -163,7 +163,7 @@ def train_command(
 @app.command("pack")
 def pack_command(
     target: Annotated[Path, typer.Argument(help="File to write, for example test-v1.zip.")],
-    split: Annotated[str, typer.Option(help="test, or new for held-out cut-outs.")] = "test",
+    split: Annotated[str, typer.Option(help="test, new for held-out cut-outs, or validation.")] = "test",
     share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the test split's quotas.")] = 1.0,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -263,9 +263,9 @@ def export_command(
 
 
 def _split(name: str) -> Split:
-    if name == "train" or name == "test" or name == "new":
+    if name == "train" or name == "test" or name == "new" or name == "validation":
         return name
-    raise typer.BadParameter(f"--split must be train, test or new, not {name!r}")
+    raise typer.BadParameter(f"--split must be train, test, new or validation, not {name!r}")
 
 
 if __name__ == "__main__":

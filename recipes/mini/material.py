@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 from .vocabulary import Noun
 from .workspace import Workspace
 
-Split = Literal["train", "test", "new"]
+Split = Literal["train", "test", "new", "validation"]
 
 CUTOUT_SIDE = 420
 """Longest side, in pixels, at which cut-outs are kept in memory."""
@@ -57,8 +57,8 @@ class Material:
         return _read_cutout(self._stamps / f"{choices[int(random.integers(len(choices)))]}.png").copy()
 
     def photograph(self, split: Split, random: np.random.Generator) -> Image.Image:
-        """A background photograph, RGB, at least 336 px on its short side. Test splits see their own ones."""
-        choices = self._backgrounds["train" if split == "train" else "test"]
+        """A background photograph, RGB, at least 336 px on its short side; "test" and "new" have their own ones."""
+        choices = self._backgrounds["train" if split in ("train", "validation") else "test"]
         return _read_background(choices[int(random.integers(len(choices)))])
 
     def font(self, size: int, random: np.random.Generator) -> ImageFont.FreeTypeFont:

@@ -10,7 +10,7 @@ from .material import Material, Split
 from .scene import SIDE, Item, Scene, patches_of
 from .vocabulary import COLORS, SHAPES, WORDS, Noun, nouns
 
-SPLIT_SEEDS: dict[Split, int] = {"train": 1, "test": 2, "new": 3}
+SPLIT_SEEDS: dict[Split, int] = {"train": 1, "test": 2, "new": 3, "validation": 4}
 """First half of every scene's seed; the second half is its index, so no two splits share a scene."""
 
 _LAYOUTS = {
@@ -31,6 +31,14 @@ In the scenes before them few things are there more than twice, which is little 
 dialogue asks about one or two shapes.
 """
 
+FLOCKS_FROM = 15360
+"""Training scenes from this number on are flocks: as varied as the first ones, but fuller, and things are repeated.
+
+Herds never hide two things of one noun among others that look alike.
+"""
+
+_REPEATED, _REPEATED_IN_FLOCKS = 0.3, 0.8
+
 
 def scene_seed(split: Split, index: int) -> tuple[int, int]:
     """The seed from which everything about a scene follows."""
@@ -46,15 +54,21 @@ def render(material: Material, split: Split, index: int) -> tuple[Image.Image, S
     random = np.random.default_rng(scene_seed(split, index))
     names = list(_LAYOUTS)
     layout = names[int(random.choice(len(names), p=[_LAYOUTS[name][0] for name in names]))]
-    if split == "train" and index >= HERDS_FROM:
+    flock = split == "train" and index >= FLOCKS_FROM
+    if flock:
+        layout = "medium" if layout == "close" else layout
+    elif split == "train" and index >= HERDS_FROM:
         layout = "herd"
     _, (fewest, most), sizes = _LAYOUTS[layout]
     count = int(random.integers(fewest, most + 1))
+    if flock:
+        count = max(count, int(random.integers(fewest, most + 1)))
+    repeated = _REPEATED_IN_FLOCKS if flock else _REPEATED
     picture = paint.background(material, split, random)
     pixels = np.full((SIDE, SIDE), -1, np.int16)
     items: list[Item] = []
     occupied: list[tuple[int, int, int, int]] = []
-    for thing, kind, color in _contents(layout, count, random):
+    for thing, kind, color in _contents(layout, count, repeated, random):
         longest = int(random.integers(sizes[0], sizes[1] + 1))
         if isinstance(thing, Noun):
             part, name = paint.noun(material, thing, longest, split, random), thing.name
@@ -75,8 +89,10 @@ def render(material: Material, split: Split, index: int) -> tuple[Image.Image, S
     return picture, Scene(tuple(items), owner, touched, layout)
 
 
-def _contents(layout: str, count: int, random: np.random.Generator) -> list[tuple[Noun | str, str, str]]:
-    """Choose what to draw, as (noun or name, kind, colour); the largest counts come from repeated nouns."""
+def _contents(
+    layout: str, count: int, repeated: float, random: np.random.Generator
+) -> list[tuple[Noun | str, str, str]]:
+    """Choose what to draw, as (noun or name, kind, colour); a noun is repeated with the probability `repeated`."""
     stock = nouns()
     order = [stock[int(index)] for index in random.permutation(len(stock))]
     if layout == "close":
@@ -97,7 +113,7 @@ def _contents(layout: str, count: int, random: np.random.Generator) -> list[tupl
         contents.append((WORDS[int(random.integers(len(WORDS)))], "word", ""))
     room = max(1, count - len(contents))
     while room > 0:
-        repeats = int(random.integers(1, min(room, 6) + 1)) if random.random() < 0.3 else 1
+        repeats = int(random.integers(1, min(room, 6) + 1)) if random.random() < repeated else 1
         if random.random() < 0.3 and contents and isinstance(contents[-1][0], Noun):
             alike = [noun for noun in order if noun.group == contents[-1][0].group]  # hard to tell apart
             chosen = alike[0] if alike else order[0]

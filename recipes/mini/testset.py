@@ -58,7 +58,7 @@ def choose(material: Material, split: Split = "test", share: float = 1.0) -> lis
     """Go through the split's scenes in order and keep those that help to fill a quota.
 
     Args:
-        split: "test", or "new" for scenes of held-out cut-outs.
+        split: "test", "new" for scenes of held-out cut-outs, or "validation" for decisions in training.
         share: scales the quotas; less than 1 for a quick look.
 
     Returns:

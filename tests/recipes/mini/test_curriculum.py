@@ -10,7 +10,7 @@ from transformers import Dinov2Model
 from recipes.mini.curriculum import MOST_ASKED, MOST_ONES, chosen_questions, question_weights, training_scenes
 from recipes.mini.features import SHARD, build_shard, read_descriptions, read_scene
 from recipes.mini.questions import all_counts
-from recipes.mini.render import HERDS_FROM, render
+from recipes.mini.render import FLOCKS_FROM, HERDS_FROM, render
 
 
 def test_dialogues_prefer_scenes_that_show_much(workspace, material) -> None:
@@ -28,7 +28,7 @@ def test_dialogues_prefer_scenes_that_show_much(workspace, material) -> None:
 
 
 def test_every_number_is_asked_for_and_rare_ones_weigh_more(material) -> None:
-    for index in [*range(20), *range(HERDS_FROM, HERDS_FROM + 10)]:
+    for index in [*range(20), *range(HERDS_FROM, HERDS_FROM + 10), *range(FLOCKS_FROM, FLOCKS_FROM + 10)]:
         scene = render(material, "train", index)[1]
         random = np.random.default_rng(index)
         several, ones = all_counts(scene, random)

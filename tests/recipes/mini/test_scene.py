@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from recipes.mini.render import HERDS_FROM, SPLIT_SEEDS, render, scene_seed
+from recipes.mini.render import FLOCKS_FROM, HERDS_FROM, SPLIT_SEEDS, render, scene_seed
 from recipes.mini.scene import BACKGROUND, GRID, Item, Scene, patches_of
 
 
@@ -63,6 +63,21 @@ def test_late_training_scenes_show_up_to_six_alike_and_shapes(material) -> None:
     assert all(len({item.color for item in drawn}) == len(drawn) for drawn in shapes)
     others = [render(material, "train", HERDS_FROM - 1), render(material, "test", HERDS_FROM)]
     assert all(scene.layout != "herd" for _, scene in others)
+
+
+def test_flocks_are_varied_and_things_in_them_are_repeated(material) -> None:
+    def shown(first: int) -> tuple[list[Scene], Counter[int]]:
+        scenes = [render(material, "train", first + index)[1] for index in range(60)]
+        return scenes, Counter(len(where) for scene in scenes for where in scene.by_noun().values())
+
+    flocks, repeated = shown(FLOCKS_FROM)
+    usual, usually = shown(0)
+    assert {scene.layout for scene in flocks} == {scene.layout for scene in usual} - {"close"}
+    assert max(len(scene.by_noun()) for scene in flocks) > 2
+    assert set(range(1, 7)) <= set(repeated)
+    assert repeated[1] / repeated.total() < 0.65 < usually[1] / usually.total()
+    assert render(material, "test", FLOCKS_FROM)[1].items != flocks[0].items
+    assert render(material, "train", FLOCKS_FROM - 1)[1].layout == "herd"
 
 
 def test_foreground_ranges_from_specks_to_close_ups(material) -> None:
