@@ -12,13 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from transformers import Dinov2Model
+from transformers import AutoTokenizer, Dinov2Model
 
-from flowcut.tasks import load_split, read_split
+from flowcut.tasks import TaskSplit, load_split, read_split, wilson
 
 from . import adapt as adaptation
 from . import align as alignment_phase
-from . import curves, evaluate, export, features, fetch, train
+from . import curves, evaluate, export, features, fetch, train, votes
+from .alignment import DenseAlignment
 from .convert import convert
 from .material import Material, Split
 from .pack import pack
@@ -35,6 +36,8 @@ console = Console()
 Root = Annotated[Path, typer.Option("--root", help="Folder for downloads, features and checkpoints.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads for PyTorch.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes of one thread that share the work.")]
+File = Annotated[Path | None, typer.Argument(help="A packed split; without, the one that ships.")]
+Trained = Annotated[Path, typer.Option(help="Folder with the trained parts.")]
 DEFAULT_ROOT = Path("runs/mini")
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
@@ -183,8 +186,8 @@ def photos_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    file: Annotated[Path | None, typer.Argument(help="A packed split; without, the one that ships.")] = None,
-    trained: Annotated[Path, typer.Option(help="Folder with the trained parts.")] = CHECKPOINT,
+    file: File = None,
+    trained: Trained = CHECKPOINT,
     limit: Annotated[int | None, typer.Option(min=1, help="Use every n-th scene only, n in all.")] = None,
     keep: Annotated[str, typer.Option(help="all, random, oracle, oracle-fill or without.")] = "all",
     budget: Annotated[int, typer.Option(min=1, help="Kept patches, where `keep` has a budget.")] = 64,
@@ -204,11 +207,7 @@ def evaluate_command(
     }
     if keep not in choices:
         raise typer.BadParameter(f"--keep must be one of {', '.join(choices)}, not {keep!r}")
-    if file is None:
-        split = load_split()
-    else:
-        with file.open("rb") as opened:
-            split = read_split(opened, file.stem)
+    split = _packed(file)
     step = max(1, len(split.scenes) // limit) if limit else 1
     scenes = split.scenes[::step][:limit]
     workspace = Workspace(root)
@@ -224,10 +223,7 @@ def evaluate_command(
             progress=lambda done: bar.update(task, completed=done),
         )
     rows = evaluate.summary(results)
-    table = Table("task", "questions", "accuracy %", "95% interval")
-    for name, total, accuracy, low, high in rows:
-        table.add_row(name, str(total), f"{100 * accuracy:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
-    console.print(table)
+    _print_rows("task", rows)
     if save:
         keys = ("task", "questions", "accuracy", "low", "high")
         report = {
@@ -242,6 +238,30 @@ def evaluate_command(
         save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
+@app.command("votes")
+def votes_command(
+    file: File = None,
+    trained: Trained = CHECKPOINT,
+    root: Root = DEFAULT_ROOT,
+    threads: Threads = 2,
+) -> None:
+    """How well the tower alone counts: for each number, whether the things asked about vote for it."""
+    torch.set_num_threads(threads)
+    split, workspace = _packed(file), Workspace(root)
+    student = Student(workspace)
+    student.load(trained)
+    alignment = DenseAlignment(student.embeddings.weight, AutoTokenizer.from_pretrained(workspace.language))
+    with _bar() as bar:
+        scenes = bar.track(split.scenes, description=f"{split.name}, votes")
+        encoded = features.encode_split(workspace, split.name, scenes)
+        results = votes.number_votes(student.upper, student.projector, alignment, encoded)
+    results["all"] = [right for number in results.values() for right in number]
+    _print_rows(
+        "number",
+        [(key, len(right), sum(right) / len(right), *wilson(sum(right), len(right))) for key, right in results.items()],
+    )
+
+
 @app.command("curves")
 def curves_command(
     logs: Annotated[list[Path], typer.Argument(help="log.csv files of the training stages, in order.")],
@@ -254,12 +274,26 @@ def curves_command(
 @app.command("export")
 def export_command(
     target: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
-    trained: Annotated[Path, typer.Option(help="Folder with the trained parts.")] = CHECKPOINT,
+    trained: Trained = CHECKPOINT,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write the whole model as a Hugging Face LLaVA checkpoint in float16."""
     export.export(Workspace(root), trained, target, torch.float16)
     console.print(f"LlavaForConditionalGeneration in {target}")
+
+
+def _packed(file: Path | None) -> TaskSplit:
+    if file is None:
+        return load_split()
+    with file.open("rb") as opened:
+        return read_split(opened, file.stem)
+
+
+def _print_rows(what: str, rows: list[tuple[str, int, float, float, float]]) -> None:
+    table = Table(what, "questions", "accuracy %", "95% interval")
+    for name, total, accuracy, low, high in rows:
+        table.add_row(name, str(total), f"{100 * accuracy:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
+    console.print(table)
 
 
 def _split(name: str) -> Split:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def read_scene(workspace: Workspace, split: Split, number: int) -> ScenePicture:
 
 
 def encode_split(
-    workspace: Workspace, name: str, scenes: Sequence[TaskScene]
+    workspace: Workspace, name: str, scenes: Iterable[TaskScene]
 ) -> Iterator[tuple[Tensor, NDArray[np.bool_], tuple[TaskQuestion, ...]]]:
     """Features, masks and questions of a packed split's scenes; features are computed once and kept.
 
