@@ -12,21 +12,23 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from transformers import AutoTokenizer, Dinov2Model
+from transformers import Dinov2Model
 
-from flowcut.tasks import TaskSplit, load_split, read_split, wilson
+from flowcut.tasks import TaskSplit, load_split, read_split
 
 from . import adapt as adaptation
 from . import align as alignment_phase
 from . import curves, evaluate, export, features, fetch, train, votes
-from .alignment import DenseAlignment
+from .alignment import load_alignment
 from .convert import convert
 from .material import Material, Split
 from .pack import pack
 from .photos import pack_photos
 from .precision import fast_dtype
+from .render import SPLIT_SEEDS
 from .student import Student
 from .testset import choose
+from .tower import Upper
 from .workers import run
 from .workspace import Workspace
 
@@ -76,12 +78,12 @@ def features_command(
 ) -> None:
     """Render scenes and compute the tower's first blocks; goes on where it was interrupted."""
     torch.set_num_threads(threads)
-    workspace = Workspace(root)
+    chosen, workspace = _split(split), Workspace(root)
     material = Material(workspace)
     tower = Dinov2Model.from_pretrained(workspace.tower, dtype=fast_dtype()).eval()
     with _bar() as bar:
         for shard in bar.track(range(first, first + shards), description=f"{split} shards"):
-            features.build_shard(workspace, material, tower, _split(split), shard)
+            features.build_shard(workspace, material, tower, chosen, shard)
 
 
 @app.command("align")
@@ -248,18 +250,15 @@ def votes_command(
     """How well the tower alone counts: for each number, whether the things asked about vote for it."""
     torch.set_num_threads(threads)
     split, workspace = _packed(file), Workspace(root)
-    student = Student(workspace)
-    student.load(trained)
-    alignment = DenseAlignment(student.embeddings.weight, AutoTokenizer.from_pretrained(workspace.language))
+    upper = Upper(workspace)
+    upper.load(trained)
+    projector, alignment = alignment_phase.load_projector(trained), load_alignment(workspace)
     with _bar() as bar:
         scenes = bar.track(split.scenes, description=f"{split.name}, votes")
         encoded = features.encode_split(workspace, split.name, scenes)
-        results = votes.number_votes(student.upper, student.projector, alignment, encoded)
+        results = votes.number_votes(upper, projector, alignment, encoded)
     results["all"] = [right for number in results.values() for right in number]
-    _print_rows(
-        "number",
-        [(key, len(right), sum(right) / len(right), *wilson(sum(right), len(right))) for key, right in results.items()],
-    )
+    _print_rows("number", evaluate.summary(results, order=results))
 
 
 @app.command("curves")
@@ -297,9 +296,10 @@ def _print_rows(what: str, rows: list[tuple[str, int, float, float, float]]) -> 
 
 
 def _split(name: str) -> Split:
-    if name == "train" or name == "test" or name == "new" or name == "validation":
-        return name
-    raise typer.BadParameter(f"--split must be train, test, new or validation, not {name!r}")
+    for split in SPLIT_SEEDS:
+        if split == name:
+            return split
+    raise typer.BadParameter(f"--split must be one of {', '.join(SPLIT_SEEDS)}, not {name!r}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .align import aligned_folder, load_projector
-from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, anchors, halve_targets, targets
+from .alignment import ASPECTS, CONTENTS, UNKNOWN, anchors, halve_targets, load_alignment, targets
 from .counting_heads import counting, counting_heads
 from .features import ScenePicture, halve, read_descriptions, read_scene
 from .precision import fast_dtype
@@ -135,9 +134,7 @@ def adapt(
     scenes = math.ceil(scenes / SCENES) * SCENES
     torch.manual_seed(seed)
     first = worker == 0
-    language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(workspace.language)
-    alignment = DenseAlignment(language.get_input_embeddings().weight, tokenizer)
+    alignment = load_alignment(workspace)
     start = start_from or aligned_folder(workspace)
     upper, projector = Upper(workspace, attention="eager"), load_projector(start)
     if (start / FILE).exists():

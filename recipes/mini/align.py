@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from .alignment import ASPECTS, CONTENTS, UNKNOWN, DenseAlignment, halve_targets, targets
+from .alignment import ASPECTS, CONTENTS, UNKNOWN, halve_targets, load_alignment, targets
 from .features import halve, read_shard, shards
 from .precision import fast_dtype
 from .projector import PROJECTOR, new_projector
@@ -62,9 +61,7 @@ def align(
         for each aspect the share of the test shards' patches that is named rightly.
     """
     torch.manual_seed(seed)
-    language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=fast_dtype())
-    tokenizer = AutoTokenizer.from_pretrained(workspace.language)
-    alignment = DenseAlignment(language.get_input_embeddings().weight, tokenizer)
+    alignment = load_alignment(workspace, fast_dtype())
     features, wanted = load_patches(workspace, "train", shards(workspace, "train"))
     background = wanted[:, 0] == CONTENTS.index("background")
     pools = [torch.where(~background)[0], torch.where(background)[0]]

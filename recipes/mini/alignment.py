@@ -8,10 +8,11 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .scene import GRID, Scene
 from .vocabulary import COLORS, SHAPES, nouns
+from .workspace import Workspace
 
 CONTENTS = (*(noun.name for noun in nouns()), *SHAPES, "word", "background")
 """What a patch can show."""
@@ -150,3 +151,10 @@ class DenseAlignment(nn.Module):
                 loss = loss + weight * cross_entropy(logits, wanted[known, column])
                 right[aspect] = (logits.argmax(dim=-1) == wanted[known, column]).float().mean().item()
         return loss, right
+
+
+def load_alignment(workspace: Workspace, dtype: torch.dtype = torch.float32) -> DenseAlignment:
+    """The loss with the word embeddings of the workspace's language model, read in a precision."""
+    language = AutoModelForCausalLM.from_pretrained(workspace.language, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(workspace.language)
+    return DenseAlignment(language.get_input_embeddings().weight, tokenizer)

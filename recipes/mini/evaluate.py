@@ -90,11 +90,11 @@ def evaluate(
     return dict(results)
 
 
-def summary(results: dict[str, list[bool]]) -> list[tuple[str, int, float, float, float]]:
-    """Rows of task, number of questions, accuracy, and the ends of its interval, ordered as `TASKS`."""
+def summary(results: dict[str, list[bool]], order: Iterable[str] = TASKS) -> list[tuple[str, int, float, float, float]]:
+    """Rows of task, or another key of the results, number of questions, accuracy, and the ends of its interval."""
     rows = []
-    for task in TASKS:
-        if results.get(task):
-            right, total = sum(results[task]), len(results[task])
-            rows.append((task, total, right / total, *wilson(right, total)))
+    for key in order:
+        if results.get(key):
+            right, total = sum(results[key]), len(results[key])
+            rows.append((key, total, right / total, *wilson(right, total)))
     return rows
