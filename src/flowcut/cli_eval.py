@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .cli_shared import (
@@ -19,6 +18,7 @@ from .cli_shared import (
     JsonOption,
     ModelOption,
     prepare_mini,
+    progress_bar,
     quiet_libraries,
     user_errors,
 )
@@ -172,8 +172,7 @@ def measure(
     from .tasks.evaluation import evaluate_row, load_row, row_file, save_row
 
     rows = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as bar, Memory(loaded) as memory:
+    with progress_bar(errors) as bar, Memory(loaded) as memory:
         for plan in plans:
             path = row_file(output, identity, plan)
             row = load_row(path)

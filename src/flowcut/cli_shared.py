@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 DEFAULT_TARGET = 64
 DEFAULT_MODEL = "flowcut-mini"
@@ -77,3 +78,14 @@ def prepare_mini(errors: Console) -> None:
         with errors.status("Starting ..."):
             from .checkpoints.mini import mini_folder
         mini_folder()
+
+
+def progress_bar(console: Console | None = None, *, disable: bool = False) -> Progress:
+    """A bar that tells how many of how many are done, and how long the rest will take.
+
+    Args:
+        console: where it is shown; None for standard output.
+        disable: whether to show nothing.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=disable)
