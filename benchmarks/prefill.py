@@ -2,7 +2,7 @@
 
 One pass is ``model(**inputs)``: vision tower, projector, prefill. Every round times the uncut model and the cut one,
 in an order that rotates; a warm-up round comes before. "time" is the median over the rounds of each round's ratio of
-seconds, which a drifting machine disturbs least; "FLOPs" the ratio of counted FLOPs (``flowcut.counting``);
+seconds, which a drifting machine disturbs least; "FLOPs" the ratio of counted FLOPs (``flowcut.models.costs``);
 "arrives" the share of the promised gain that shows on the clock, (1 - time) / (1 - FLOPs).
 
 Weights are random, but query and key weights of the towers (and the query biases of towers without CLS) are drawn
@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flowcut import FlowCut, attach
+from flowcut.measure.timing import PhaseTimer, Seconds
 from flowcut.models import find_parts
-from flowcut.timing import PhaseTimer, Seconds
 
 PHASES = ("tower", "prefill", "total")
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}

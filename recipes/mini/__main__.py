@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Dinov2Model
 
-from flowcut.cli_shared import progress_bar
+from flowcut.cli.options import progress_bar
 from flowcut.tasks import TaskSplit, load_split, read_split
 
 from . import adapt as adaptation

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import distributed, multiprocessing, nn
 
-from flowcut.cli_shared import progress_bar
+from flowcut.cli.options import progress_bar
 
 T = TypeVar("T")
 

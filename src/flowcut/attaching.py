@@ -12,13 +12,13 @@ from .errors import UnsupportedModelError
 from .methods import FlowCut, Method
 from .models import ModelParts, find_parts
 from .models.towers import side
-from .stages.attention import implementation_of
-from .stages.decoder import check_layers
-from .stages.packed import PackedStage
-from .stages.sequence import SequenceStage
-from .stages.shrinking import check_shrinking
-from .stages.tiles import budget_of_patches
-from .stages.vision import VisionStage
+from .stages.decoder.layers import check_layers
+from .stages.observing.attention import implementation_of
+from .stages.sequence.gate import SequenceStage
+from .stages.tower.batched import VisionStage
+from .stages.tower.packed import PackedStage
+from .stages.tower.shrinking import check_shrinking
+from .stages.tower.tiles import budget_of_patches
 from .trace import Trace
 
 HANDLE = "_flowcut_handle"

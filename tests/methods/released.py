@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowcut.methods.base import DecoderView
+from flowcut.methods.views import DecoderView
 
 BEFORE, AFTER = 6, 14
 """Text tokens in front of and behind the image in the recorded prompts."""
@@ -28,7 +28,7 @@ def prompt(drawn: torch.Generator, layer: int, visual: int, uncut: int, target: 
         layer: the layer that cuts.
         visual: visual tokens alive in it.
         uncut: visual tokens of the uncut prompt.
-        target: see :class:`~flowcut.methods.base.DecoderView`.
+        target: see :class:`~flowcut.methods.views.DecoderView`.
     """
     columns = BEFORE + visual + AFTER
     query, key = (torch.randn(1, 5, columns, 8, generator=drawn) for _ in range(2))

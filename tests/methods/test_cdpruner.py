@@ -8,8 +8,8 @@ import torch
 from released import RELEASED, generator
 
 from flowcut import CDPruner, attach
-from flowcut.methods.base import ProjectedView
 from flowcut.methods.cdpruner import CDPrunerPolicy, largest_determinant, scaled_relevance
+from flowcut.methods.views import ProjectedView
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor
 
 from flowcut import ClsAttention, Downsample, Method, Random, Uniform, UnsupportedModelError, attach
 from flowcut.methods.uniform import evenly, on_grid
-from flowcut.stages.shrinking import small_grid
+from flowcut.stages.tower.shrinking import small_grid
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import torch
 from released import RELEASED, generator
 
 from flowcut import PruMerge
-from flowcut.methods.base import LayerView, OutputView, TowerPass
 from flowcut.methods.prumerge import PruMergePolicy, merge_around, prune_and_merge
+from flowcut.methods.views import LayerView, OutputView, TowerPass
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -11,9 +11,9 @@ from released import AFTER, BEFORE, RELEASED, generator, kept_of_image, prompt
 from test_decoder_methods import deep_model
 
 from flowcut import SparseVLM, attach
-from flowcut.methods.base import Recycled
 from flowcut.methods.sparsevlm import SparseVLMPolicy, density_peaks, kept_at, raters
-from flowcut.stages.decoder_pass import with_means
+from flowcut.methods.views import Recycled
+from flowcut.stages.decoder.decoder_pass import with_means
 
 
 @pytest.mark.parametrize("seed", range(2))

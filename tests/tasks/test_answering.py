@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from flowcut import METHODS, FlowCut, Method, attach
-from flowcut.loading import LoadedModel
+from flowcut.checkpoints.loading import LoadedModel
 from flowcut.tasks.answering import answer_all, may_share, shared_length
 from flowcut.tasks.decoding import cut_at_end
 

@@ -16,8 +16,8 @@ from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
 
 from flowcut import METHODS, Method
 from flowcut.attaching import attach, detach
-from flowcut.loading import LoadedModel
-from flowcut.prompting import model_inputs
+from flowcut.checkpoints.loading import LoadedModel
+from flowcut.inputs.prompting import model_inputs
 from flowcut.tasks import TaskQuestion, TaskScene
 from flowcut.tasks import asking as under_test
 from flowcut.tasks.asking import Asked, Memory, RowPlan, oracle_patches, pack_answers, packs

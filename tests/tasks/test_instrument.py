@@ -13,7 +13,7 @@ from shipped import require_mini
 
 from flowcut import attach
 from flowcut.checkpoints import mini
-from flowcut.loading import LoadedModel, load_model
+from flowcut.checkpoints.loading import LoadedModel, load_model
 from flowcut.tasks import TaskQuestion, TaskScene, load_split, right
 from flowcut.tasks.answering import answer_all
 from flowcut.tasks.asking import MAX_NEW_TOKENS, RowPlan, scene_answers

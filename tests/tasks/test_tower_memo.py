@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowcut import METHODS, ClsAttention, Method, attach
-from flowcut.loading import LoadedModel
+from flowcut.checkpoints.loading import LoadedModel
 from flowcut.tasks.tower_memo import TowerMemo
 
 WATCHING = ("flowcut", "tome", "downsample")

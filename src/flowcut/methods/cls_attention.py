@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..selection import top_in_order
-from .base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from ..algorithm.selection import top_in_order
+from .base import Method
+from .policies import VisionPolicy
 from .saliency import check_finite, saliency
+from .views import LayerView, Selection, TowerPass
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Method, ProjectedView, ProjectorPolicy
+from .base import Method
+from .policies import ProjectorPolicy
 from .saliency import unit
+from .views import ProjectedView
 
 
 @dataclass(frozen=True)

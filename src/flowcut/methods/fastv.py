@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import DecoderPolicy, DecoderView, Method, Positions
+from .base import Method, Positions
+from .policies import DecoderPolicy
 from .ranking import attention_of_last, keep_best
+from .views import DecoderView
 
 
 @dataclass(frozen=True)

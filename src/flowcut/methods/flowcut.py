@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .. import flow, schedule
+from ..algorithm import flow, schedule
+from ..algorithm.selection import gather_tokens, top_in_order
 from ..errors import NonFiniteError
-from ..selection import gather_tokens, top_in_order
-from .base import DecoderPolicy, DecoderView, LayerView, Method, Selection, TowerPass, VisionPolicy
+from .base import Method
+from .policies import DecoderPolicy, VisionPolicy
 from .ranking import keep_best
+from .views import DecoderView, LayerView, Selection, TowerPass
 
 
 @dataclass(frozen=True)

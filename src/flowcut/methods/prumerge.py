@@ -11,9 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import LayerView, Merge, Method, OutputView, TowerPass, VisionPolicy
+from .base import Method
+from .policies import VisionPolicy
 from .saliency import check_finite, ragged, unit
 from .uniform import evenly
+from .views import LayerView, Merge, OutputView, TowerPass
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import DecoderPolicy, DecoderView, Method
+from .base import Method
+from .policies import DecoderPolicy
 from .ranking import attention_of_last, keep_best
+from .views import DecoderView
 
 
 @dataclass(frozen=True)

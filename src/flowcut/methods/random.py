@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from .base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from .base import Method
+from .policies import VisionPolicy
 from .saliency import ragged
+from .views import LayerView, Selection, TowerPass
 
 
 @dataclass(frozen=True)

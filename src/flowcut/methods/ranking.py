@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..algorithm.flow import head_mean_softmax
+from ..algorithm.selection import top_in_order
 from ..errors import NonFiniteError
-from ..flow import head_mean_softmax
-from ..selection import top_in_order
-from .base import DecoderView
+from .views import DecoderView
 
 Importance = Callable[[DecoderView, int, Tensor], Tensor]
 """Given the view, a sample and the columns of one of its images: ``[1, N]``, larger is better."""

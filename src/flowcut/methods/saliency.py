@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import flow
+from ..algorithm import flow
 from ..errors import NonFiniteError
-from .base import LayerView, Selection
+from .views import LayerView, Selection
 
 
 def saliency(view: LayerView) -> Tensor:

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import LayerView, Method, OutputView, Selection, TowerPass, VisionPolicy
+from .base import Method
+from .policies import VisionPolicy
 from .saliency import check_finite, ragged, saliency, unit
+from .views import LayerView, OutputView, Selection, TowerPass
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import DecoderPolicy, DecoderView, Method, Recycled
+from .base import Method
+from .policies import DecoderPolicy
 from .ranking import keep_best
+from .views import DecoderView, Recycled
 
 RELEASED = {
     64: (66, 30, 17),

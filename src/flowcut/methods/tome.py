@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import LayerView, Merge, Method, OutputView, TowerPass, VisionPolicy
+from .base import Method
+from .policies import VisionPolicy
 from .saliency import check_finite, mean_keys, ragged, unit
+from .views import LayerView, Merge, OutputView, TowerPass
 
 
 @dataclass(frozen=True)

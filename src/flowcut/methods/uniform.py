@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Method, ProjectedView, ProjectorPolicy
+from .base import Method
+from .policies import ProjectorPolicy
+from .views import ProjectedView
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import LayerView, Merge, Method, OutputView, TowerPass, VisionPolicy
+from .base import Method
+from .policies import VisionPolicy
 from .saliency import check_finite, mean_keys, ragged, saliency, unit
+from .views import LayerView, Merge, OutputView, TowerPass
 
 SHARE = 10 / 64
 """Contextual tokens among all in the paper's settings: 10 of 64, 20 of 128, 30 of 192."""

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..loading import LoadedModel
+from ..checkpoints.loading import LoadedModel
+from ..inputs.prompting import many_inputs
 from ..methods import Method
 from ..models import find_parts
-from ..prompting import many_inputs
-from ..stages.cache import selected
-from ..stages.cache_argument import CACHE
-from ..stages.vision import TRACES
+from ..stages.projector.features import TRACES
+from ..stages.sequence.cache import selected
+from ..stages.sequence.cache_argument import CACHE
 from .decoding import decoded, greedy_answers, is_one_of, padded_left
 from .shared_tokens import computed_once
 

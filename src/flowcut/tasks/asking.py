@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attaching import attach
-from ..loading import LoadedModel
+from ..checkpoints.loading import LoadedModel
 from ..methods import Method, make_method
 from ..methods.base import Positions
 from .answering import (

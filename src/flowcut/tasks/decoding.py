@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..loading import LoadedModel
-from ..stages.cache_argument import CACHE
+from ..checkpoints.loading import LoadedModel
+from ..stages.sequence.cache_argument import CACHE
 
 
 def greedy_answers(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..attaching import detach
-from ..counting import Flops
-from ..loading import LoadedModel
+from ..checkpoints.loading import LoadedModel
+from ..measure.run import Outcome, run
 from ..methods import FlowCut
-from ..run import Outcome, run
+from ..models.costs import Flops
 from .asking import Asked, Memory, RowPlan, oracle_patches, pack_answers, packs
 from .metrics import NORMAL_QUANTILE, TaskScore, score
 from .split import TASKS, TaskSplit
@@ -67,7 +67,7 @@ class Row:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Row:
         """Read what :meth:`as_dict` wrote."""
-        from ..timing import Seconds
+        from ..measure.timing import Seconds
 
         costs = dict(stored["costs"])
         costs["seconds"] = Seconds(**costs["seconds"])

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError
-from ..methods.base import LayerView, Method, Selection, TowerPass, VisionPolicy
+from ..methods.base import Method
+from ..methods.policies import VisionPolicy
+from ..methods.views import LayerView, Selection, TowerPass
 from .split import GRID
 
 PATCHES = GRID * GRID

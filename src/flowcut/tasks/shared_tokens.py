@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..stages.overrides import Override
+from ..stages.observing.overrides import Override
 
 
 @contextmanager

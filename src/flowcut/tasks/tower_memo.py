@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..loading import LoadedModel
+from ..checkpoints.loading import LoadedModel
 from ..methods import Method
 from ..models import find_parts
-from ..stages.attention import PASS_KEYWORD, silent_pass
-from ..stages.overrides import Override
-from ..stages.vision_pass import VisionPass
+from ..stages.observing.attention import PASS_KEYWORD, silent_pass
+from ..stages.observing.overrides import Override
+from ..stages.tower.batched_pass import VisionPass
 
 LIMIT = 2**30
 """Bytes that are kept at most; pictures that come later are encoded anew each time."""

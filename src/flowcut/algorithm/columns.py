@@ -1,0 +1,77 @@
+"""Dropping columns from a batch of prompts. Pure functions.
+
+A batch is ``[B, L]``; every sample loses its own columns. What is left is padded to the longest sample, on the
+side where the batch was padded, and padding that is no longer needed goes away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ColumnCut:
+    """Which columns stay.
+
+    Attributes:
+        index: ``[B, K]``, source column of every column that is left.
+        real: ``[B, K]``, false where a column is padding added here (its index is meaningless).
+        source_length: L.
+    """
+
+    index: Tensor
+    real: Tensor
+    source_length: int
+
+    def take(self, values: Tensor, filler: float = 0) -> Tensor:
+        """Rows ``[B, L, ...]`` shortened to ``[B, K, ...]``, with ``filler`` in the padding."""
+        trailing = [1] * (values.dim() - 2)
+        index = self.index.to(values.device).reshape(*self.index.shape, *trailing)
+        real = self.real.to(values.device).reshape(*self.real.shape, *trailing)
+        return values.gather(1, index.expand(*self.index.shape, *values.shape[2:])).masked_fill(~real, filler)
+
+    def then(self, later: ColumnCut) -> ColumnCut:
+        """This plan followed by ``later``, which chooses among the columns that this one leaves."""
+        return ColumnCut(
+            self.index.gather(1, later.index), self.real.gather(1, later.index) & later.real, self.source_length
+        )
+
+    def columns(self) -> Tensor:
+        """``[B, K]``: the source column of every column, -1 in padding."""
+        return self.index.masked_fill(~self.real, -1)
+
+
+def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
+    """Plan which columns of a batch stay.
+
+    Args:
+        keep: boolean ``[B, L]``, false for the columns to drop.
+        attention_mask: ``[B, L]``, 0 for padding, or ``None``. Leading and trailing padding is dropped and put
+            back only as far as the samples' lengths differ.
+
+    Returns:
+        The plan. Samples stand at the left where the batch is padded on the right, else at the right, so that
+        the last column stays the last token of every sample.
+    """
+    chosen = keep
+    on_the_right = False
+    if attention_mask is not None:
+        attended = attention_mask.to(device=keep.device, dtype=torch.bool)
+        from_left = attended.cumsum(dim=1) > 0
+        from_right = attended.flip(1).cumsum(dim=1).flip(1) > 0
+        chosen = keep & from_left & from_right
+        on_the_right = not bool(attended[:, -1].all())
+    width = int(chosen.sum(dim=1).max())
+    order = chosen.to(torch.uint8) if not on_the_right else (~chosen).to(torch.uint8)
+    columns = order.sort(dim=1, stable=True).indices
+    index = columns[:, :width] if on_the_right else columns[:, columns.shape[1] - width :]
+    return ColumnCut(index, chosen.gather(1, index), keep.shape[1])
+
+
+def all_columns(keep: Tensor) -> ColumnCut:
+    """The plan for a batch ``[B, L]`` that loses nothing, padding included."""
+    index = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
+    return ColumnCut(index, torch.ones_like(keep), keep.shape[1])

@@ -1,0 +1,169 @@
+"""A model, its processor and an image, from what a user types: folders, hub ids, device and dtype names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from ..errors import FlowCutError, UnsupportedModelError
+from ..inputs.pictures import first_line
+from ..models import FAMILIES
+from .llava import is_original_llava, load_llava
+from .mini import MINI, mini_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        processor: prepares prompts and images for it; has a tokenizer.
+        device: where the model lies.
+        dtype: of its weights.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(path_or_id: str, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+    """Load a supported model with its processor, in Hugging Face's format or in LLaVA's own.
+
+    Args:
+        path_or_id: a folder, a hub id such as ``llava-hf/llava-1.5-7b-hf``, or ``flowcut-mini``.
+        device: a torch device name; by default a CUDA device where there is one, else the CPU.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; by default bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        FileNotFoundError: no model there, or a part of it is missing.
+        UnsupportedModelError: a model of a family that flowcut does not know.
+        FlowCutError: the checkpoint has no processor, or a processor without a tokenizer; or flowcut-mini's data
+            package is not installed.
+        ValueError: the device or the dtype is unknown or not available.
+    """
+    where = choose_device(device)
+    what = choose_dtype(dtype, where)
+    if path_or_id == MINI:
+        path_or_id = str(mini_folder())
+    config = read_config(path_or_id)
+    if is_original_llava(config):
+        original, processor = load_llava(path_or_id, dtype=what)
+        check_processor(path_or_id, processor)
+        return LoadedModel(moved(original, where), processor, where, what)
+    check_family(path_or_id, config)
+    processor = load_processor(path_or_id)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=what)
+    except OSError as error:
+        raise FileNotFoundError(f"{path_or_id} could not be loaded: {first_line(error)}") from error
+    return LoadedModel(moved(model, where), processor, where, what)
+
+
+def moved(model: Any, device: torch.device) -> PreTrainedModel:
+    """The model on its device, in evaluation mode."""
+    placed: PreTrainedModel = model.to(device).eval()
+    return placed
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device by name, or the best one here.
+
+    Raises:
+        ValueError: torch does not know the name, or this machine has no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"Device {name!r} cannot be used here: {first_line(error)}") from error
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype by name, or the one that suits the device.
+
+    Raises:
+        ValueError: the name is not one of ``DTYPES``.
+    """
+    if name is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"Unknown dtype {name!r}; known: {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def read_config(path_or_id: str) -> dict[str, Any]:
+    """A checkpoint's ``config.json``, from its folder or from the hub.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"The folder {path_or_id} has no config.json, so it holds no model.")
+    try:
+        config: dict[str, Any] = PreTrainedConfig.get_config_dict(path_or_id)[0]
+    except OSError as error:
+        raise FileNotFoundError(
+            f"No model found at {path_or_id!r}: it is neither a folder here nor a model on the "
+            f"hub that can be reached. {first_line(error)}"
+        ) from error
+    return config
+
+
+def check_family(path_or_id: str, config: dict[str, Any]) -> None:
+    """Refuse models that flowcut does not know before their weights are read.
+
+    Raises:
+        UnsupportedModelError: lists what is supported.
+    """
+    model_type = config.get("model_type")
+    class_name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(str(model_type))
+    if class_name not in {family.class_name for family in FAMILIES}:
+        supported = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
+        raise UnsupportedModelError(
+            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support. Supported: {supported}."
+        )
+
+
+def load_processor(path_or_id: str) -> Any:
+    """The processor beside a model.
+
+    Raises:
+        FlowCutError: there is none, or it has no tokenizer.
+    """
+    factory: Any = AutoProcessor
+    try:
+        processor = factory.from_pretrained(path_or_id)
+    except (OSError, ValueError) as error:
+        raise FlowCutError(
+            f"{path_or_id} has no usable processor ({first_line(error)}) Save one beside the model with "
+            "processor.save_pretrained(...)."
+        ) from error
+    check_processor(path_or_id, processor)
+    return processor
+
+
+def check_processor(path_or_id: str, processor: Any) -> None:
+    """Refuse a processor that cannot read a question.
+
+    Raises:
+        FlowCutError: there is no tokenizer.
+    """
+    if getattr(processor, "tokenizer", None) is None:
+        raise FlowCutError(
+            f"{path_or_id} has no tokenizer, so no question can be asked. Put the tokenizer's files "
+            "(tokenizer.json, or tokenizer.model with tokenizer_config.json) beside the model."
+        )

@@ -1,0 +1,193 @@
+"""The command ``flowcut eval``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    prepare_mini,
+    progress_bar,
+    quiet_libraries,
+    user_errors,
+)
+
+if TYPE_CHECKING:
+    from ..checkpoints.loading import LoadedModel
+    from ..tasks.asking import Asked, RowPlan
+    from ..tasks.evaluation import Row
+
+
+def eval_command(
+    model: ModelOption = DEFAULT_MODEL,
+    tasks: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
+    split_name: Annotated[
+        str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v1.")
+    ] = "test-v1",
+    method: Annotated[
+        str, typer.Option("--method", "--methods", help="Names separated by commas; also oracle.")
+    ] = "flowcut",
+    target_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "192,128,64,32",
+    positions: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="compact, original, or both; by default each method's own.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one pass; does not change the answers.")] = 16,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="At most so many questions, for a quick look.", show_default=False),
+    ] = None,
+    per_task: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="So many questions of each task, of as few scenes.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for rows, tables and figure.")] = Path("runs/eval"),
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy and costs on the built-in tasks; finished rows in the output folder are not measured again."""
+    errors = Console(stderr=True)
+    with user_errors():
+        if model == DEFAULT_MODEL:
+            prepare_mini(errors)
+        with quiet_libraries(errors):
+            with errors.status(f"Loading {escape(model)} ..."):
+                from ..checkpoints.loading import load_model
+                from ..tasks import TASKS, load_split
+                from ..tasks.evaluation import choose_questions
+                from ..view.report import cells_of, figures_of, header_of, save_report, uncut_of
+
+                plans = plan_rows(names_in(method), budgets_in(target_num), names_in(positions or ""))
+                split = load_split(split_name)
+                asked = choose_questions(split, list(TASKS) if tasks == "all" else names_in(tasks), limit, per_task)
+                loaded = load_model(model, device, dtype)
+            identity = {
+                "model": checkpoint_name(model),
+                "split": split.name,
+                "tasks": tasks,
+                "questions": sum(len(questions) for _, _, questions in asked),
+                "limit": limit,
+                "per_task": per_task,
+                "dtype": str(loaded.dtype).removeprefix("torch."),
+                "device": str(loaded.device),
+            }
+            rows = measure(loaded, plans, asked, identity, output, batch_size, errors)
+            paths = save_report(output, identity, rows)
+        uncut = uncut_of(rows)
+        if as_json:
+            typer.echo(json.dumps({**identity, "rows": [figures_of(row, uncut) for row in rows]}))
+            return
+        print_tables(Console(), header_of(rows), [cells_of(row, uncut) for row in rows])
+        Console(soft_wrap=True).print("Written: " + ", ".join(escape(str(path)) for path in paths))
+
+
+def print_tables(console: Console, header: list[str], rows: list[list[str]]) -> None:
+    """Print costs and accuracies, one below the other so that both fit into a terminal."""
+    from ..view.report import COLUMNS
+
+    named = 3  # method, positions and tokens stand in both
+    tasks = slice(len(COLUMNS) - 2, None)
+    for columns in (slice(named, len(COLUMNS) - 2), tasks):
+        table = Table()
+        for heading in (*header[:named], *header[columns]):
+            table.add_column(heading.replace(" (", "\n("), overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in (*row[:named], *row[columns])))
+        console.print(table)
+    console.print("Accuracy in %, in brackets 95% intervals; table.md says what the columns mean.")
+
+
+def checkpoint_name(model: str) -> str:
+    """What tells two models apart: for flowcut-mini also which weights."""
+    from ..checkpoints.mini import MINI, mini_folder
+
+    return mini_folder().name if model == MINI else model
+
+
+def names_in(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name for name in dict.fromkeys(part.strip() for part in text.split(",")) if name]
+
+
+def budgets_in(text: str) -> list[int]:
+    """Budgets separated by commas.
+
+    Raises:
+        ValueError: one is not a whole number.
+    """
+    try:
+        return [int(part) for part in names_in(text)]
+    except ValueError as error:
+        raise ValueError(
+            f"--target-num takes whole numbers separated by commas, such as 192,64; got {text!r}."
+        ) from error
+
+
+def plan_rows(methods: list[str], budgets: list[int], positions: list[str]) -> list[RowPlan]:
+    """Uncut first, then every method at every budget; names and budgets are checked before anything runs.
+
+    Raises:
+        ValueError: an unknown method or positions, or a bad budget.
+    """
+    from ..methods import METHODS
+    from ..tasks.asking import ORACLE, UNCUT, RowPlan
+
+    plans = [RowPlan(UNCUT)]
+    places: list[Any] = [*positions] or [None]
+    for name in methods:
+        if name not in (*METHODS, ORACLE):
+            raise ValueError(f"Unknown method {name!r}; known: {', '.join([*METHODS, ORACLE])}.")
+        for place in places:
+            for budget in budgets:
+                plan = RowPlan(name, budget, place)
+                plan.build(tuple(range(budget)))
+                plans.append(plan)
+    return plans
+
+
+def measure(
+    loaded: LoadedModel,
+    plans: list[RowPlan],
+    asked: Asked,
+    identity: dict[str, Any],
+    output: Path,
+    batch_size: int,
+    errors: Console,
+) -> list[Row]:
+    """Every row, from the output folder where it is there already; a method that refuses the model is left out."""
+    from ..errors import UnsupportedModelError
+    from ..tasks.asking import Memory
+    from ..tasks.evaluation import evaluate_row, load_row, row_file, save_row
+
+    rows = []
+    with progress_bar(errors) as bar, Memory(loaded) as memory:
+        for plan in plans:
+            path = row_file(output, identity, plan)
+            row = load_row(path)
+            if row is None:
+                name = f"{plan.method} {plan.target_num or ''} {plan.positions or ''}".strip()
+                task = bar.add_task(f"{name}: scenes", total=len(asked))
+
+                def report(scenes: int, task: Any = task) -> None:
+                    bar.update(task, completed=scenes)
+
+                try:
+                    row = evaluate_row(loaded, plan, asked, batch_size=batch_size, memory=memory, progress=report)
+                except (UnsupportedModelError, ValueError) as error:
+                    errors.print(f"[yellow]{escape(plan.method)} is left out: {escape(str(error))}[/]", soft_wrap=True)
+                    continue
+                save_row(path, row)
+            rows.append(row)
+    return rows

@@ -1,0 +1,91 @@
+"""What the commands share: options, errors, and keeping stdout clean."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+DEFAULT_TARGET = 64
+DEFAULT_MODEL = "flowcut-mini"
+
+ModelOption = Annotated[
+    str, typer.Option(help="flowcut-mini, a folder or a hub id (in Hugging Face's or LLaVA's own format).")
+]
+TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="Measured runs of each; the medians are shown.")]
+DeviceOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one.", show_default=False),
+]
+DtypeOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="float32, bfloat16 or float16; by default bfloat16 on cuda, else float32.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what a user can mend into one red line on stderr and exit code 2."""
+    from ..errors import FlowCutError
+
+    try:
+        yield
+    except (FlowCutError, OSError, ValueError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        message = "The device ran out of memory. Try --dtype bfloat16, fewer --max-new-tokens, or --device cpu."
+    else:
+        return
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] [red]{escape(message)}[/]")
+    raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def quiet_libraries(errors: Console) -> Iterator[None]:
+    """Keep stdout for the result: libraries that print reach stderr, warnings become one yellow line each."""
+    from transformers.utils import logging
+
+    library: Any = logging
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                errors.print(f"[yellow]Warning: {escape(' '.join(message.split()))}[/]", soft_wrap=True)
+
+
+def prepare_mini(errors: Console) -> None:
+    """Convert the model that ships with flowcut, at its first start, with a progress bar."""
+    with quiet_libraries(errors):
+        with errors.status("Starting ..."):
+            from ..checkpoints.mini import mini_folder
+        mini_folder()
+
+
+def progress_bar(console: Console | None = None, *, disable: bool = False) -> Progress:
+    """A bar that tells how many of how many are done, and how long the rest will take.
+
+    Args:
+        console: where it is shown; None for standard output.
+        disable: whether to show nothing.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=disable)

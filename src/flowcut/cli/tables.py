@@ -1,0 +1,128 @@
+"""The tables that the commands print."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..measure.compare import Comparison
+    from ..measure.run import Outcome, RunResult
+
+
+def print_list(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print ``rows`` as a table, or as JSON under ``name``."""
+    if as_json:
+        typer.echo(json.dumps({name: rows}))
+        return
+    table = Table(show_lines=len(rows) > 1)
+    for column in rows[0]:
+        style = "bold cyan" if column == "name" else None
+        table.add_column(column.replace("_", " "), style=style, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return escape("\n".join(f"{key} = {setting}" for key, setting in value.items()))
+    if isinstance(value, list):
+        return escape("\n".join(value))
+    return escape(str(value))
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """Print both answers and the table of costs."""
+    console.print(f"[bold]{escape(result.question)}[/]")
+    for name, side in (("uncut", result.uncut), (result.method.name, result.cut)):
+        answer = escape(side.answer) or "[dim](no text)[/]"
+        console.print(f"[cyan]{name}[/] [dim]({side.visual_tokens} visual tokens)[/]: {answer}")
+    table = Table(caption=f"Times are medians of {result.repeats} run(s) each; FLOPs are counted.")
+    table.add_column("")
+    for heading in ("uncut", result.method.name, "of uncut"):
+        table.add_column(heading, justify="right")
+    for group in zip(cost_rows(result.uncut), cost_rows(result.cut), strict=True):
+        for (label, before, unit), (_, after, _) in zip(*group, strict=True):
+            share = f"{after / before:.0%}" if before else "-"
+            table.add_row(label, amount(before, unit), amount(after, unit), share)
+        table.add_section()
+    console.print(table)
+    before, after = result.uncut.seconds.prefill, result.cut.seconds.prefill
+    console.print(f"Prefill: {before:.2f} s uncut, {after:.2f} s cut, [bold]{before / after:.1f} times as fast[/].")
+
+
+def print_comparison(console: Console, result: Comparison) -> None:
+    """Print the table of methods."""
+    console.print(f"[bold]{escape(result.question)}[/]")
+    table = Table(
+        caption=f"Tokens are visual tokens: into the language model / mean over its layers. Times are medians of "
+        f"{result.repeats} run(s); FLOPs (tower, projector, prefill) are counted."
+    )
+    table.add_column("")
+    table.add_column("answer", overflow="fold")
+    for heading in ("tokens", "kv entries", "FLOPs", "tower", "prefill", "decoding"):
+        table.add_column(heading, justify="right")
+    for name, side, refusal in [
+        ("uncut", result.uncut, ""),
+        *((row.method.name, row.outcome, row.refusal) for row in result.rows),
+    ]:
+        if side is None:
+            table.add_row(escape(name), f"[yellow]refused: {escape(refusal)}[/]")
+            continue
+        table.add_row(
+            escape(name),
+            escape(side.answer) or "[dim](no text)[/]",
+            f"{side.visual_tokens} / {amount(side.visual_tokens_mean, '')}",
+            amount(side.kv_entries, ""),
+            amount(side.flops.total, "FLOP"),
+            *(amount(time, "s") for time in (side.seconds.tower, side.seconds.prefill, side.seconds.decoding)),
+        )
+    console.print(table)
+
+
+def cost_rows(side: Outcome) -> list[list[tuple[str, float, str]]]:
+    """Label, amount and unit of every row, in groups."""
+    seconds, flops = side.seconds, side.flops
+    return [
+        [
+            ("visual tokens into the language model", side.visual_tokens, ""),
+            ("visual tokens, mean over its layers", side.visual_tokens_mean, ""),
+            ("key/value entries after prefill", side.kv_entries, ""),
+        ],
+        [
+            ("FLOPs of the vision tower", flops.tower, "FLOP"),
+            ("FLOPs of projector and prefill", flops.projector + flops.prefill, "FLOP"),
+        ],
+        [
+            ("time in the vision tower", seconds.tower, "s"),
+            ("time of prefill", seconds.prefill, "s"),
+            ("time of decoding", seconds.decoding, "s"),
+            ("time for the rest", seconds.rest, "s"),
+            ("time in all", seconds.total, "s"),
+        ],
+        [
+            ("tokens generated", side.new_tokens, ""),
+            ("time of decoding, per token", seconds.decoding / max(1, side.new_tokens - 1), "s"),
+        ],
+    ]
+
+
+def amount(value: float, unit: str) -> str:
+    """A number with its unit, at a precision that can be read."""
+    if unit == "s":
+        return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+    if unit == "FLOP":
+        for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if value >= factor:
+                return f"{value / factor:.2f} {prefix}"
+        return f"{value:.0f}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"

@@ -1,0 +1,1 @@
+"""What a user gives: pictures, clips, questions."""

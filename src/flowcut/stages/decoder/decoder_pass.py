@@ -1,0 +1,197 @@
+"""One batch of prompts on its way through the language model: the columns each run of layers sees, and what is cut."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+
+from ...algorithm.columns import ColumnCut, all_columns, keep_columns
+from ...errors import NotAppliedError
+from ...methods.base import Method
+from ...methods.policies import DecoderPolicy
+from ...methods.views import DecoderView, Recycled
+from ...models.base import ModelParts
+from ...trace import CacheState, Stretch
+from ..observing.attention import PASS_KEYWORD
+from ..sequence.cache_argument import CACHE
+
+
+class Ranked(Exception):
+    """Ends a call of an attention module that served the ranking alone."""
+
+
+class DecoderPass:
+    """One forward pass through the language model."""
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        method: Method,
+        first: Stretch,
+        states: tuple[CacheState, ...],
+        targets: tuple[int, ...],
+        prompt_length: int,
+        cache: Cache | None,
+    ) -> None:
+        self.parts = parts
+        self.layers = method.decoder_layers(parts.second_cut)
+        self.compact = method.positions == "compact"
+        self.policy: DecoderPolicy | None = method.decoder_policy() if targets else None
+        self.targets = targets
+        self.prompt_length = prompt_length
+        self.cache = cache
+        self.states = states
+        self.stretches = [first]
+        self.choices: dict[int, ColumnCut] = {}
+        self.recycled: dict[int, tuple[Recycled, ...]] = {}
+        self._selected: dict[int, Tensor | None] = {}
+        self._entered = False
+        self._ranking = False
+        self._arguments: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
+        """Let the policy choose, from q, k, v of a layer that cuts."""
+        if layer in self._selected:
+            return mask
+        stretch = self.stretches[self.layers.index(layer)]
+        keep = None
+        if self.policy is not None:
+            new = query.shape[2]
+            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+                keep = self.policy.select(
+                    DecoderView(
+                        layer=layer,
+                        query=query,
+                        key=key[:, :, -new:],
+                        value=value[:, :, -new:],
+                        scaling=scaling,
+                        image=stretch.image.to(query.device),
+                        real=stretch.new_mask.to(query.device).bool(),
+                        last=stretch.last_before(self.prompt_length).to(query.device),
+                        source=stretch.cut.columns().to(query.device),
+                        targets=self.targets,
+                    )
+                )
+        self._selected[layer] = keep
+        if self._ranking:
+            raise Ranked
+        return mask
+
+    def enter(self, hidden: Tensor) -> None:
+        """Show the policy what the first decoder layer gets."""
+        if self.policy is not None and not self._entered:
+            self._entered = True
+            first = self.stretches[0]
+            last = first.last_before(self.prompt_length).to(hidden.device)
+            with torch.no_grad():
+                self.policy.enter(hidden, first.image.to(hidden.device), last)
+
+    def _go_on(self, layer: int, keep: Tensor | None, hidden: Tensor) -> None:
+        """Begin the stretch behind ``layer`` with the columns ``keep`` ``[B, S]``, or with all."""
+        number = self.layers.index(layer)
+        stretch = self.stretches[number]
+        if keep is not None and self.policy is not None:
+            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+                self.recycled[layer] = tuple(self.policy.recycle(layer, hidden))
+            for merged in self.recycled[layer]:
+                keep[merged.row, merged.places] = True
+        before = self.states[number + 1] if len(self.states) > number + 1 else self.states[0]
+        if keep is None:
+            keep = torch.ones_like(stretch.cut.real)
+            chosen = all_columns(keep)
+        else:
+            chosen = self.choices[layer] = keep_columns(keep, stretch.new_mask)
+        recycled = self.recycled.get(layer, ())
+        self.stretches.append(stretch.next(before, keep, chosen, self.compact, recycled))
+
+    def rank_ahead(self, layer: int, following: nn.Module, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+        """Cut behind ``layer`` by what the layer ``following`` it computes of all columns.
+
+        Args:
+            hidden: ``[B, S, width]``, output of ``layer``.
+            given: the arguments that ``following`` was called with.
+
+        Returns:
+            The hidden states that go on.
+        """
+        if len(self.stretches) == self.layers.index(layer) + 1:
+            if self.policy is None:
+                self._selected[layer] = None
+            else:
+                model: Any = following
+                changed = self.arguments(layer, hidden) if layer > self.layers[0] else {}
+                self._ranking = True
+                try:
+                    with torch.no_grad():
+                        states = model.input_layernorm(hidden)
+                        model.self_attn(hidden_states=states, **{**given, **changed, CACHE: None, PASS_KEYWORD: self})
+                except Ranked:
+                    pass
+                finally:
+                    self._ranking = False
+        return self.cut(layer, hidden)
+
+    def narrowing(self, layer: int) -> None:
+        """Every token's attention is needed: the cut comes behind the layer."""
+
+    def cut(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states ``[B, S, width]`` that go on after ``layer``."""
+        if layer not in self._selected:
+            raise NotAppliedError(
+                f"Decoder layer {layer} ran without its attention being seen: its forward was replaced after "
+                "attaching, or its attention no longer goes through transformers' attention interface."
+            )
+        if len(self.stretches) == self.layers.index(layer) + 1:
+            self._go_on(layer, self._selected[layer], hidden)
+        for merged in self.recycled.get(layer, ()):
+            hidden = with_means(hidden, merged)
+        choice = self.choices.get(layer)
+        return hidden if choice is None else choice.take(hidden)
+
+    def arguments(self, layer: int, hidden: Tensor) -> dict[str, Any]:
+        """Mask, rotary embedding and positions for ``layer``, which lies behind a cut."""
+        number = bisect_left(self.layers, layer)
+        kind = layer_kind(self.parts.language_model.config, layer)
+        if (number, kind) not in self._arguments:
+            stretch = self.stretches[number]
+            model: Any = self.parts.language_model
+            make_mask: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
+            positions = stretch.positions.to(hidden.device)
+            # Places in a picture repeat, so they are not given where attention would look for packed sequences.
+            in_text = positions if positions.dim() == 2 else None
+            self._arguments[number, kind] = {
+                "attention_mask": make_mask(
+                    config=model.config,
+                    inputs_embeds=hidden,
+                    attention_mask=stretch.attended,
+                    position_ids=in_text,
+                    layer_idx=layer,
+                    **{CACHE: self.cache},
+                ),
+                "position_ids": in_text,
+                "position_embeddings": model.rotary_emb(hidden, position_ids=positions),
+            }
+        return self._arguments[number, kind]
+
+
+def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:
+    """``hidden`` ``[B, S, width]`` with the means of clusters at their places."""
+    members = hidden[recycled.row, recycled.members].float()
+    count = len(recycled.places)
+    sums = members.new_zeros(count, members.shape[1]).index_add(0, recycled.cluster, members)
+    means = sums / recycled.cluster.bincount(minlength=count)[:, None]
+    row = torch.full_like(recycled.places, recycled.row)
+    return hidden.index_put((row, recycled.places), means.to(hidden.dtype))
+
+
+def layer_kind(config: Any, layer: int) -> str:
+    """Which mask a decoder layer takes: ``"full_attention"``, ``"sliding_attention"``..."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return str(kinds[layer])
+    return "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"

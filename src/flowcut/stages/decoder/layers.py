@@ -1,0 +1,144 @@
+"""The cut inside the language model: after given decoder layers, visual columns leave the sequence.
+
+Between two cuts lies a *stretch* of decoder layers that all see the same columns. transformers builds mask, rotary
+embedding and positions once for all layers; here every stretch behind a cut gets its own, in the prefill and in every
+later step, and the cache of its layers stays as short as its columns. A method that ranks ahead chooses by what the
+attention behind the cut computes of all columns: that layer's projections then run once more, for the ranking alone.
+Features that a model adds to its first layers' visual tokens (DeepStack) are reduced to the tokens left there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...methods.base import Method
+from ...models.base import ModelParts
+from ..observing.attention import PASS_KEYWORD, Observation
+from ..observing.overrides import Override
+from .decoder_pass import DecoderPass
+
+
+class DecoderStage:
+    """Keeps a method attached to the language model's layers until :meth:`close`.
+
+    Args:
+        parts: the model.
+        method: names the layers that cut.
+
+    Raises:
+        ValueError: a layer that cuts does not exist, or no layer is left behind it.
+    """
+
+    def __init__(self, parts: ModelParts, method: Method) -> None:
+        self.parts = parts
+        self.method = method
+        self.layers = method.decoder_layers(parts.second_cut)
+        check_layers(self.layers, len(parts.decoder_layers))
+        ahead = 1 if method.ranks_ahead else 0
+        attentions = [parts.decoder_layers[layer + ahead].get_submodule("self_attn") for layer in self.layers]
+        self.observation = Observation(attentions, self.layers) if attentions else None
+        self.handles = []
+        self.overrides = []
+        if attentions and parts.injection is not None:
+            model = parts.language_model
+            self.handles += [
+                model.register_forward_pre_hook(enter_model, with_kwargs=True),
+                model.register_forward_hook(leave_model, always_call=True),
+            ]
+            self.overrides.append(Override(model, parts.injection, inject))
+        if attentions:
+            for index, layer in enumerate(parts.decoder_layers):
+                self.handles.append(
+                    layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True)
+                )
+            for index in () if method.ranks_ahead else self.layers:
+                self.handles.append(
+                    parts.decoder_layers[index].register_forward_hook(
+                        partial(self._after_layer, index), prepend=True, with_kwargs=True
+                    )
+                )
+
+    def close(self) -> None:
+        """Take every hook off again."""
+        for handle in self.handles:
+            handle.remove()
+        for override in self.overrides:
+            override.close()
+        if self.observation is not None:
+            self.observation.close()
+
+    def _before_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        current: DecoderPass | None = kwargs.get(PASS_KEYWORD)
+        kwargs = dict(kwargs)
+        observed = index - 1 if self.method.ranks_ahead else index
+        if observed not in self.layers:
+            kwargs.pop(PASS_KEYWORD, None)
+        elif self.observation is not None:
+            self.observation.refresh()
+        if current is not None and index == 0:
+            current.enter(args[0] if args else kwargs["hidden_states"])
+        if current is not None and index > self.layers[0]:
+            hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
+            if self.method.ranks_ahead and observed in self.layers:
+                hidden = current.rank_ahead(observed, module, hidden, kwargs)
+            args = (hidden, *args[1:])
+            kwargs.update(current.arguments(index, hidden))
+        return args, kwargs
+
+    def _after_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        current: DecoderPass | None = kwargs.get(PASS_KEYWORD)
+        return None if current is None else current.cut(index, output)
+
+
+_running: ContextVar[DecoderPass | None] = ContextVar("flowcut_decoder_pass", default=None)
+"""The pass whose language model is running in this thread, where it injects features between its layers."""
+
+
+def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Pre-hook of a language model that injects features."""
+    _running.set(kwargs.get(PASS_KEYWORD))
+
+
+def leave_model(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Hook behind it, also after an error."""
+    _running.set(None)
+
+
+def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+    """The model's injection, for the visual tokens that the cuts so far left.
+
+    Args:
+        original: the model's own.
+        hidden: ``[B, S, width]`` behind the last layer that ran.
+        visual: boolean ``[B, L]``, the visual tokens that entered the language model.
+        features: ``[visual tokens, width]``, one for each.
+    """
+    current = _running.get()
+    if current is not None and current.choices:
+        number = (visual.flatten().cumsum(0) - 1).view_as(visual)
+        for chosen in current.choices.values():
+            number, visual = chosen.take(number), chosen.take(visual)
+        features = features[number[visual].to(features.device)]
+    return original(hidden, visual, features)
+
+
+def check_layers(layers: tuple[int, ...], depth: int) -> None:
+    """Refuse cuts where there is nothing to cut.
+
+    Raises:
+        ValueError: see :class:`DecoderStage`.
+    """
+    if list(layers) != sorted(set(layers)) or any(not 0 <= layer < depth - 1 for layer in layers):
+        raise ValueError(
+            f"Cuts inside the language model are asked for after decoder layers {list(layers)}; they must ascend and "
+            f"lie between 0 and {depth - 2}, so that a layer follows (the model has {depth} layers)."
+        )

@@ -1,0 +1,1 @@
+"""Seeing and replacing what a model computes, on one instance, and undoing it."""

@@ -1,0 +1,1 @@
+"""The cut behind the projector, and what leaves it."""

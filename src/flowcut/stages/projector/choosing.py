@@ -1,0 +1,108 @@
+"""The cut behind the projector: which of an image's visual tokens go on, given their features and the text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import NonFiniteError
+from ...methods.base import Method
+from ...methods.policies import ProjectorPolicy
+from ...methods.views import ProjectedView
+from ...models.base import PREFIX
+from ...trace import ImageTrace
+from ..tower.tiles import keep_separators_of
+from .features import TRACES, only_kept
+
+
+def cut_projected(method: Method, outputs: Any, traces: list[ImageTrace], texts: Sequence[Tensor]) -> Any:
+    """A tower's output, its projected features reduced to the tokens that ``method`` chooses.
+
+    Args:
+        method: a method that cuts behind the projector.
+        outputs: what ``get_image_features`` gave; it is left as it is.
+        traces: its images.
+        texts: ``[M, width]`` for every image, see :class:`~flowcut.methods.views.ProjectedView`.
+
+    Raises:
+        ValueError: a budget does not even cover the prefix tokens and one patch.
+        NonFiniteError: the model's features are NaN or infinite.
+    """
+    if all(trace.whole for trace in traces):
+        return outputs
+    policy = method.projector_policy()
+    features = list(outputs.pooler_output)
+    chosen = [
+        trace if trace.whole else choose(method, policy, trace, tokens, text)
+        for trace, tokens, text in zip(traces, features, texts, strict=True)
+    ]
+    cut = copy.copy(outputs)
+    cut.pooler_output = only_kept(chosen, features)
+    if isinstance(outputs.pooler_output, Tensor):
+        cut.pooler_output = torch.stack(cut.pooler_output)
+    intermediate = getattr(outputs, "deepstack_features", None)
+    if intermediate is not None:
+        cut.deepstack_features = [only_kept(chosen, level) for level in intermediate]
+    setattr(cut, TRACES, chosen)
+    return cut
+
+
+def choose(method: Method, policy: ProjectorPolicy, trace: ImageTrace, features: Tensor, text: Tensor) -> ImageTrace:
+    """What becomes of one image, ``features`` ``[visual tokens, width]``; see :func:`cut_projected`."""
+    tokens = trace.layout.tokens.to(features.device)
+    eligible = (tokens >= 0).nonzero()[:, 0]
+    prefix = int((trace.layout.tokens == PREFIX).sum())
+    target = min(trace.target - prefix, len(eligible))
+    if target < 1:
+        raise ValueError(
+            f"A budget of {trace.target} visual token(s) leaves no patch: the model also reads {prefix} prefix "
+            f"token(s) of the tower (its CLS token). Give at least {prefix + 1}."
+        )
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        own = features.detach()[eligible].float()
+        view = ProjectedView(own, tokens[eligible], trace.grid, text.detach().float(), target)
+        index = policy.select(view)
+        if not bool(torch.isfinite(own).all()):
+            raise NonFiniteError(
+                "The projector produced NaN or infinite features, so visual tokens cannot be ranked. Check the pixel "
+                "values and the model's dtype (float16 can overflow; try bfloat16)."
+            )
+    kept = tokens == PREFIX
+    kept[eligible[index]] = True
+    if method.image_newline:
+        kept |= keep_separators_of(tokens, kept, trace.tiles)
+    return replace(
+        trace, placeholder_kept=kept, visual_tokens=int(kept.sum()), chosen=tokens[eligible[index]].sort().values
+    )
+
+
+def texts_of_images(embedding: nn.Module, call: dict[str, Any], image: Tensor, count: int, length: int) -> list[Tensor]:
+    """The embeddings ``[M, width]`` of the text behind every image of a call; of all text where none follows.
+
+    Args:
+        embedding: the model's input embedding.
+        call: arguments of the base model's forward, uncut.
+        image: int64 ``[B, L]``, the number of the image that each column belongs to, -1 for text.
+        count: how many images there are.
+        length: columns of the prompt; those behind it were generated.
+    """
+    embeds: Tensor | None = call.get("inputs_embeds")
+    if embeds is None:
+        # Placeholder ids may lie outside the embedding.
+        embeds = embedding(call["input_ids"].masked_fill(image >= 0, 0))
+    is_text = (image == -1) & (torch.arange(image.shape[1], device=image.device) < length)
+    mask: Tensor | None = call.get("attention_mask")
+    if mask is not None:
+        is_text &= mask[:, -image.shape[1] :].to(is_text.device).bool()
+    texts = []
+    for number in range(count):
+        row, columns = (image == number).nonzero().unbind(dim=1)
+        own = is_text[row[0]]
+        behind = own & (torch.arange(len(own), device=own.device) > columns[-1])
+        texts.append(embeds[row[0]][torch.where(behind.any(), behind, own)])
+    return texts

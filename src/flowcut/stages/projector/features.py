@@ -1,0 +1,96 @@
+"""What ``get_image_features`` and its like hand out: the projected features of the kept tokens, image by image."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.base import MODALITY
+from ...trace import ImageTrace
+from ..tower.tiles import join_rows, pack_tiles
+
+TRACES = "flowcut_images"
+"""Attribute of a tower's output that holds the traces of its images."""
+
+
+call_options: ContextVar[dict[str, Any]] = ContextVar("flowcut_call_options", default={})  # noqa: B039
+"""Arguments of the ``get_image_features`` (or ``get_video_features``) call at work; read only."""
+
+
+latest_traces: ContextVar[list[ImageTrace]] = ContextVar("flowcut_latest_traces", default=[])  # noqa: B039
+"""Traces of the tower's pass in the ``get_image_features`` call at work, for the packing behind it; read only."""
+
+
+def with_call_options(modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``get_image_features`` and the like, with their arguments at hand for the tower's hooks."""
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    token = call_options.set({**bound.arguments, **bound.kwargs, MODALITY: modality})
+    try:
+        output = original(*args, **kwargs)
+    finally:
+        call_options.reset(token)
+        latest_traces.set([])
+    traces: list[ImageTrace] = getattr(output, TRACES, [])
+    features = getattr(output, "pooler_output", None)
+    if isinstance(features, Tensor) and len(features) == sum(len(trace.tiles) for trace in traces) > len(traces):
+        output.pooler_output = join_rows(traces, features)
+    elif any(trace.layout.pooled is not None and not trace.whole for trace in traces):
+        # Tokens that the model pooled: all videos of a call have as many of them left.
+        kept = [tokens[trace.placeholder_kept] for tokens, trace in zip(output.pooler_output, traces, strict=True)]
+        output.pooler_output = torch.stack(kept)
+    elif isinstance(features, list) and len(features) != len(traces) > 0:
+        # Idefics3 joins the features of each sample, but placeholders come in one block for every tile.
+        output.pooler_output = list(torch.split(torch.cat(features), [trace.visual_tokens for trace in traces]))
+    return output
+
+
+def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's packing of tiles, for images of which only some patches are left, or tokens between patches."""
+    traces = latest_traces.get()
+    blended = [trace.layout.blend is not None and trace.visual_tokens < trace.placeholders for trace in traces]
+    if not any(blended) and all(tile.patches == len(tile.kept) for trace in traces for tile in trace.tiles):
+        return original(image_features, image_sizes, *args, **kwargs)
+    bound = inspect.signature(original).bind(image_features, image_sizes, *args, **kwargs)
+    newline = bound.arguments.get("image_newline")
+    packed = []
+    for number, (trace, features) in enumerate(zip(traces, image_features, strict=True)):
+        if trace.layout.blend is None:
+            packed.append(pack_tiles(trace, features, newline))
+        else:
+            whole, _ = original([features], image_sizes[number : number + 1], *args, **kwargs)
+            packed.append(whole[0][trace.placeholder_kept.to(whole[0].device)])
+    return packed, torch.tensor([len(features) for features in packed], device=packed[0].device)
+
+
+def join_groups(original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The model's pixel shuffle: kept patches come group by group, with padding behind them."""
+    tiles = [tile for trace in latest_traces.get() for tile in trace.tiles]
+    if all(len(tile.kept) == tile.patches for tile in tiles):
+        return original(features, *args, **kwargs)
+    kept, unit = len(tiles[0].kept), tiles[0].unit
+    return features.flatten(1, -2)[:, : kept * unit].reshape(len(features), kept, unit * features.shape[-1])
+
+
+def hand_out_kept(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``get_image_features`` and its like: the features of the kept tokens, image by image."""
+    as_tuple = kwargs.get("return_dict") is False
+    outputs = original(*args, **{**kwargs, "return_dict": True})
+    traces: list[ImageTrace] = getattr(outputs, TRACES)
+    outputs.pooler_output = only_kept(traces, outputs.pooler_output)
+    intermediate = getattr(outputs, "deepstack_features", None)
+    if intermediate is not None:
+        outputs.deepstack_features = [only_kept(traces, features) for features in intermediate]
+    return outputs.to_tuple() if as_tuple else outputs
+
+
+def only_kept(traces: list[ImageTrace], features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Features ``[tokens, width]`` of every image, without those of the cut tokens."""
+    return tuple(
+        tokens if len(tokens) == trace.visual_tokens else tokens[trace.placeholder_kept.to(tokens.device)]
+        for trace, tokens in zip(traces, features, strict=True)
+    )

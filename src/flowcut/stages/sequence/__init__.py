@@ -1,0 +1,1 @@
+"""The gate in front of the language model: where cut tokens leave the prompt."""

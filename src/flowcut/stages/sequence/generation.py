@@ -1,0 +1,107 @@
+"""Where ``generate()`` itself counts placeholders or cached tokens, and must be told of the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from itertools import accumulate, groupby
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import FlowCutError
+from ...models.base import ModelParts
+from ...trace import ImageTrace
+from ..projector.features import TRACES
+from .cache import read_states
+from .cache_argument import cache_in
+from .placeholders import check_count, find_placeholders
+
+new_columns: ContextVar[int | None] = ContextVar("flowcut_new_columns", default=None)
+"""During a prefill that continues on a cut cache: how many columns of the prompt are new."""
+
+
+_PROMPT = "flowcut_prompt"
+
+
+def expand_with_traces(
+    parts: ModelParts,
+    original: Callable[..., Any],
+    input_ids: Tensor | None,
+    mm_encoder_output: dict[str, Any],
+    expand_size: int = 1,
+    inputs_embeds: Tensor | None = None,
+) -> dict[str, Any]:
+    """Repeat the images of every sample for its beams.
+
+    transformers finds out which images belong to a sample by comparing numbers of features and placeholders, which
+    no longer agree after a cut (and versions before 5.23 mix up the order of several images in one sample).
+    """
+    cut = {name: output for name, output in mm_encoder_output.items() if hasattr(output, TRACES)}
+    rest = {name: output for name, output in mm_encoder_output.items() if name not in cut}
+    original(input_ids, rest, expand_size=expand_size, inputs_embeds=inputs_embeds)
+    model: Any = parts.base
+    if input_ids is not None and not input_ids.numel():
+        input_ids = None
+    for name, output in cut.items():
+        traces: list[ImageTrace] = getattr(output, TRACES)
+        found = find_placeholders(model.get_input_embeddings(), parts.placeholders[name], input_ids, inputs_embeds)
+        check_count(found, traces, name)
+        starts = torch.tensor([0, *accumulate(trace.placeholders for trace in traces)][:-1], device=found.device)
+        images = groupby(enumerate(found[starts, 0].tolist()), key=itemgetter(1))
+        order = [image for _, sample in images for image in [number for number, _ in sample] * expand_size]
+        features = [output.pooler_output[image] for image in order]
+        output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
+        if getattr(output, "deepstack_features", None) is not None:
+            output.deepstack_features = [[level[image] for image in order] for level in output.deepstack_features]
+        setattr(output, TRACES, [traces[image] for image in order])
+    return mm_encoder_output
+
+
+def prefill(
+    original: Callable[..., Any],
+    input_ids: Tensor,
+    generation_config: Any,
+    model_kwargs: dict[str, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``generate()``'s prefill. Continuing on a cache, it slices the prompt by the cache's cut length.
+
+    Raises:
+        FlowCutError: prefill in chunks; transformers then slices features by placeholder number.
+    """
+    if generation_config.prefill_chunk_size is not None:
+        raise FlowCutError(
+            f"prefill_chunk_size={generation_config.prefill_chunk_size} is not supported while a method is "
+            "attached: after the cut the prompt is short. Leave prefill_chunk_size at None."
+        )
+    new = None
+    states = read_states(cache_in(model_kwargs))
+    if states:
+        mask = model_kwargs.get("attention_mask")
+        whole = mask.shape[1] if mask is not None else generation_config._mask_length
+        new = whole - states[0].uncut_length
+    token = new_columns.set(new)
+    try:
+        return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
+    finally:
+        new_columns.reset(token)
+
+
+def prompt_length(outputs: Any, tokens: Tensor) -> int:
+    """How many columns of ``tokens`` are the prompt, and not generated on top of it without a cache.
+
+    ``generate(use_cache=False)`` passes the same encoded images with the prompt and all tokens so far at every step.
+
+    Args:
+        outputs: the encoded images; remembers the first prompt it came with.
+        tokens: ``[B, L]`` token ids, or ``[B, L, width]`` embeddings.
+    """
+    prompt: Tensor | None = getattr(outputs, _PROMPT, None)
+    if prompt is not None and torch.equal(tokens[:, : prompt.shape[1]], prompt):
+        return prompt.shape[1]
+    setattr(outputs, _PROMPT, tokens)
+    return tokens.shape[1]

@@ -1,0 +1,1 @@
+"""The cut inside the vision tower."""

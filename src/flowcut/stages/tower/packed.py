@@ -1,0 +1,135 @@
+"""The cut inside a vision tower that packs images of any size into one sequence (Qwen2-VL).
+
+Such a tower has no batch dimension: ``cu_seqlens`` says where one image, frame or window ends and the next begins.
+Here every image (or video) follows its own schedule, with policies of its own; a layer behind a cut gets the
+``cu_seqlens`` and rotary embeddings of the tokens that are left, so a token attends to the rest of the segment it had
+in the uncut image, and to nothing else. As in ``vision.py`` the state of a pass travels with the data.
+
+Behind the merger, what is left stands at its uncut place among zeros, as the model's own code expects (it puts
+windows back in order and splits images by their uncut sizes); ``get_image_features`` then hands out the kept ones.
+
+States that a model reads from the middle of the tower (DeepStack) are those of tokens that may be cut later. Their
+mergers work on what is left in the end: they wait until the tower is through.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...methods.base import Method
+from ...models.base import ModelParts
+from ..observing.attention import PASS_KEYWORD, Observation, current_pass
+from ..observing.overrides import Override
+from ..projector.features import TRACES, hand_out_kept
+from .packed_pass import PackedPass
+
+_latest: ContextVar[PackedPass | None] = ContextVar("flowcut_packed_pass", default=None)
+"""The pass whose tower is running in this thread; the merger gets no keyword arguments."""
+
+
+class PackedStage:
+    """Keeps a method attached to a packed vision tower until :meth:`close`."""
+
+    def __init__(self, parts: ModelParts, method: Method) -> None:
+        assert parts.tower.packing is not None
+        self.parts = parts
+        self.method = method
+        self.packing = parts.tower.packing
+        tower = parts.tower
+        self.observation = Observation(tower.attentions)
+        self.handles = [
+            tower.module.register_forward_pre_hook(self._enter, with_kwargs=True),
+            tower.module.register_forward_hook(leave, with_kwargs=True),
+            self.packing.merger.register_forward_hook(spread_output),
+            *(merger.register_forward_pre_hook(postpone_merging) for merger in self.packing.deepstack),
+        ]
+        for index, (layer, mlp) in enumerate(zip(tower.layers, tower.mlps, strict=True)):
+            self.handles += [
+                layer.register_forward_pre_hook(partial(before_layer, index), with_kwargs=True),
+                # In front of transformers' own recorders of hidden states, which would keep the uncut ones.
+                layer.register_forward_hook(partial(after_layer, index), prepend=True, with_kwargs=True),
+                mlp.register_forward_pre_hook(partial(narrow_input, index)),
+                mlp.register_forward_hook(partial(widen_output, index)),
+            ]
+        self.overrides = [Override(parts.base, name, hand_out_kept) for name in self.packing.encoders.values()]
+
+    def close(self) -> None:
+        """Take every hook and override off again."""
+        for handle in self.handles:
+            handle.remove()
+        for override in reversed(self.overrides):
+            override.close()
+        self.observation.close()
+
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.observation.refresh()
+        grid_thw: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
+        grids = [tuple(grid) for grid in grid_thw.tolist()]
+        pixels: Tensor = args[0] if args else kwargs["hidden_states"]
+        current = PackedPass(self.parts, self.method, grids, self.packing.order(grid_thw, kwargs), pixels)
+        _latest.set(current)
+        return args, {**kwargs, PASS_KEYWORD: current}
+
+
+def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Hook behind the tower: leave the traces on its output."""
+    _latest.set(None)
+    current: PackedPass = kwargs[PASS_KEYWORD]
+    setattr(output, TRACES, current.traces())
+    intermediate = current.merge_postponed()
+    if intermediate:
+        output.deepstack_features = intermediate
+    return output
+
+
+def before_layer(
+    index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Pre-hook of a vision layer: segments and rotary embeddings of the tokens that are left."""
+    current: PackedPass | None = kwargs.get(PASS_KEYWORD)
+    return None if current is None else (args, {**kwargs, **current.arguments(index, kwargs)})
+
+
+def after_layer(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Hook of a vision layer: the tokens that go on."""
+    current: PackedPass | None = kwargs.get(PASS_KEYWORD)
+    return None if current is None else current.cut(index, output)
+
+
+def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Pre-hook of a vision layer's MLP: tokens that are cut after the layer need not pass through it."""
+    current = current_pass.get()
+    if not isinstance(current, PackedPass):
+        return None
+    return (current.narrow(index, args[0]), *args[1:])
+
+
+def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """Hook of a vision layer's MLP: gives its output the length that the layer expects."""
+    current = current_pass.get()
+    current_pass.set(None)
+    kept = current.kept.get(index) if isinstance(current, PackedPass) else None
+    if not isinstance(current, PackedPass) or kept is None:
+        return None
+    return output.new_zeros(current.length_into[index], output.shape[1]).index_copy(0, kept.to(output.device), output)
+
+
+def spread_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """Hook of the merger: see :meth:`PackedPass.spread`."""
+    current = _latest.get()
+    return None if current is None else current.spread(output)
+
+
+def postpone_merging(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Pre-hook of a merger of intermediate states: it gets nothing to do before the tower is through."""
+    current = _latest.get()
+    if current is None or not current.cuts:
+        return None
+    current.postpone(module, args[0])
+    return (args[0][:0], *args[1:])

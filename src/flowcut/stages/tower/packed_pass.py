@@ -1,0 +1,231 @@
+"""One packed sequence of images on its way through a vision tower: what was seen, what was cut, what is left."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import NotAppliedError
+from ...methods import Method
+from ...methods.views import LayerView
+from ...models.base import ModelParts
+from ...trace import ImageTrace
+from .batched_pass import check_bias, seeds_of
+from .packed_image import PackedImage, Reduction, pairs_of_images
+
+
+class PackedPass:
+    """One packed sequence on its way through the tower.
+
+    Args:
+        parts: the model.
+        method: what cuts.
+        grids: (time, height, width) of every image, in patches.
+        order: see :class:`~flowcut.models.base.Packing`.
+        pixels: ``[patches, values]``, what the tower was given.
+    """
+
+    def __init__(
+        self, parts: ModelParts, method: Method, grids: list[tuple[int, ...]], order: Tensor | None, pixels: Tensor
+    ) -> None:
+        assert parts.tower.packing is not None
+        self.method = method
+        self.packing = parts.tower.packing
+        self.depth = len(parts.tower.layers)
+        self.order = order
+        self.images = [PackedImage(method, grid, self.packing, parts.second_cut) for grid in grids]
+        self.implementation: str | None = parts.tower.config._attn_implementation
+        for image, own in zip(self.images, torch.split(pixels, [image.patches for image in self.images]), strict=True):
+            image.seeds = partial(seeds_of, own.reshape(1, -1))
+        self.cuts = any(image.cut for image in self.images)
+        self.alive: dict[int, Tensor] = {}
+        self.chunks: dict[int, list[tuple[Tensor, ...]]] = {}
+        self.kept: dict[int, Tensor | None] = {}
+        self.reductions: dict[int, list[Reduction]] = {}
+        self.biases: dict[int, Tensor | None] = {}
+        self._again: dict[int, int] = {}
+        self.length_into: dict[int, int] = {}
+        self.bounds: dict[int, tuple[Tensor, Tensor]] = {}
+        self._alive_now: Tensor | None = None
+        self._rotary: tuple[Tensor, Any] | None = None
+        self._waiting: list[tuple[nn.Module, Tensor, Tensor | None]] = []
+
+    def arguments(self, layer: int, given: dict[str, Any]) -> dict[str, Any]:
+        """What ``layer`` must be called with instead of ``given``, which fits the uncut sequence."""
+        if layer not in self.kept and self._alive_now is not None:
+            self.alive[layer] = self._alive_now
+        alive = self.alive.get(layer)
+        whole: Tensor = given["cu_seqlens"]
+        if alive is None:
+            self.bounds[layer] = (whole, whole)
+            return {}
+        bounds = torch.searchsorted(alive, whole.to(alive)).to(whole)
+        bounds = bounds[bounds.diff(prepend=bounds.new_full((1,), -1)) > 0]
+        self.bounds[layer] = (bounds, whole)
+        if self._rotary is None or self._rotary[0] is not alive:
+            self._rotary = (alive, tuple(part[alive] for part in given["position_embeddings"]))
+        changed = {"cu_seqlens": bounds, "position_embeddings": self._rotary[1]}
+        if given.get("max_seqlen") is not None:
+            changed["max_seqlen"] = int(bounds.diff().max())
+        return changed
+
+    def narrowing(self, layer: int) -> None:
+        """Every token's attention is computed: q, k, v come segment by segment, complete only with the last one."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
+        """Collect a layer's q, k, v, which may come segment by segment; complete, they go to the policies."""
+        if not self.cuts:
+            return mask
+        if layer in self.kept:
+            # A layer that is recomputed in the backward pass: its segments come in the same order again.
+            start = self._again.get(layer, 0)
+            self._again[layer] = (start + query.shape[2]) % self.length_into[layer]
+            return self._biased(layer, start, query, mask)
+        chunks = self.chunks.setdefault(layer, [])
+        if not chunks:
+            self.biases[layer] = self._bias(layer, query)
+        mask = self._biased(layer, sum(chunk[0].shape[2] for chunk in chunks), query, mask)
+        chunks.append((query.detach(), key.detach(), value.detach()))
+        if sum(chunk[0].shape[2] for chunk in chunks) == sum(image.count for image in self.images):
+            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+                self._choose(layer, scaling, self.chunks.pop(layer))
+        return mask
+
+    def _bias(self, layer: int, query: Tensor) -> Tensor | None:
+        """What the policies add to the logits of every key of a layer, ``[S]``."""
+        biases = [image.bias(layer) for image in self.images]
+        if all(bias is None for bias in biases):
+            return None
+        check_bias(self.implementation)
+        per_image = [
+            query.new_zeros(image.count) if bias is None else bias.to(query.dtype).repeat_interleave(image.size)
+            for image, bias in zip(self.images, biases, strict=True)
+        ]
+        return torch.cat(per_image)
+
+    def _biased(self, layer: int, start: int, query: Tensor, mask: Any) -> Any:
+        """The mask of a segment whose first token is number ``start``, with its part of the bias."""
+        bias = self.biases.get(layer)
+        if bias is None:
+            return mask
+        own = bias[start : start + query.shape[2]].expand(1, 1, query.shape[2], -1)
+        return own if mask is None else mask + own
+
+    def _choose(self, layer: int, scaling: float, chunks: list[tuple[Tensor, ...]]) -> None:
+        counts = [image.count for image in self.images]
+        states = [parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in zip(*chunks, strict=True)]
+        of_images = zip(*(state.split(counts, dim=2) for state in states), strict=True)
+        kept, start, changed = [], 0, False
+        for image, count, (query, key, value) in zip(self.images, counts, of_images, strict=True):
+            chosen = None
+            if image.cut:
+                view = LayerView(layer, query, key, value, scaling, 0, None, image.size)
+                chosen = image.choose(view, self.depth, self.method)
+            changed = changed or chosen is not None
+            kept.append(start + (torch.arange(count, device=query.device) if chosen is None else chosen))
+            start += count
+        self.length_into[layer] = start
+        self.kept[layer] = torch.cat(kept) if changed else None
+
+    def narrow(self, layer: int, hidden: Tensor) -> Tensor:
+        """The tokens that go on after ``layer``, of ``hidden`` ``[S, width]``."""
+        kept = self.kept.get(layer)
+        return hidden if kept is None else hidden[kept.to(hidden.device)]
+
+    def cut(self, layer: int, hidden: Tensor) -> Tensor:
+        """:meth:`narrow`, with the books kept; a layer recomputed in the backward pass is in them already.
+
+        Raises:
+            NotAppliedError: the layer's attention was not seen.
+        """
+        if self.cuts and layer not in self.kept:
+            raise NotAppliedError(
+                f"Vision layer {layer} ran without its attention being seen: its forward was replaced, or its "
+                "attention no longer goes through transformers' attention interface. Attach after such changes."
+            )
+        if len(self.images[0].counts_after) == layer:
+            kept = self.kept.get(layer)
+            if kept is None and self.cuts:
+                kept = self._reduce(layer, hidden)
+            for image in self.images:
+                image.counts_after.append(image.count)
+            if kept is not None:
+                self._alive_now = kept if self._alive_now is None else self._alive_now[kept]
+        reductions = self.reductions.get(layer)
+        if reductions is None:
+            return self.narrow(layer, hidden)
+        blocks = torch.split(hidden, [reduction.count for reduction in reductions])
+        return torch.cat([one.narrow(block) for one, block in zip(reductions, blocks, strict=True)])
+
+    def _reduce(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """Let the policies choose or merge, from a layer's output ``[S, width]``; the tokens that go on."""
+        before = [image.count for image in self.images]
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            reductions = [
+                image.reduce(layer, states)
+                for image, states in zip(self.images, torch.split(hidden.detach(), before), strict=True)
+            ]
+        if [image.count for image in self.images] == before:
+            return None
+        self.reductions[layer] = reductions
+        starts = torch.tensor([0, *before]).cumsum(0).tolist()
+        return torch.cat([one.kept + start for one, start in zip(reductions, starts, strict=False)])
+
+    def spread(self, merged: Tensor) -> Tensor:
+        """The merger's tokens ``[kept, width]`` at the places of the uncut groups, ``[groups, width]``."""
+        if not self.cuts:
+            return merged
+        starts = torch.tensor([0, *(image.groups for image in self.images)]).cumsum(0).tolist()
+        places = [image.places().to(merged.device) + start for image, start in zip(self.images, starts, strict=False)]
+        return merged.new_zeros(starts[-1], merged.shape[1]).index_copy(0, torch.cat(places), merged)
+
+    def postpone(self, merger: nn.Module, hidden: Tensor) -> None:
+        """Keep states ``[S, width]`` from the middle of the tower until it is known which tokens stay."""
+        self._waiting.append((merger, hidden, self._alive_now))
+
+    def merge_postponed(self) -> list[Tensor]:
+        """The features of :meth:`postpone`, in the form of :meth:`spread`."""
+        features = []
+        for merger, hidden, alive in self._waiting:
+            kept = self._alive_now
+            assert kept is not None
+            places = kept if alive is None else torch.searchsorted(alive, kept)
+            features.append(self.spread(merger(hidden[places.to(hidden.device)])))
+        self._waiting.clear()
+        return features
+
+    def traces(self) -> list[ImageTrace]:
+        """What happened to every image.
+
+        Raises:
+            NotAppliedError: layers were skipped, or an image still has more tokens than its budget.
+        """
+        ended = [(len(image.alive), image.target if image.cut else image.units) for image in self.images]
+        if any(count != target for count, target in ended) or len(self.images[0].counts_after) != self.depth:
+            raise NotAppliedError(
+                f"The vision tower ended with {[count for count, _ in ended]} units per image instead of "
+                f"{[target for _, target in ended]}. Its forward was replaced or wrapped after attaching; detach, "
+                "make the change, then attach."
+            )
+        traces, start = [], 0
+        self._count_pairs()
+        for image in self.images:
+            own = None if self.order is None else self.order[start : start + image.groups] - start
+            traces.append(image.trace(own))
+            start += image.groups
+        return traces
+
+    def _count_pairs(self) -> None:
+        """How many (query, key) pairs every layer's attention forms within every image, cut and uncut."""
+        uncut = [image.patches for image in self.images]
+        entering = uncut
+        pairs = []
+        for layer in range(self.depth):
+            bounds, whole = self.bounds[layer]
+            pairs.append(torch.stack([pairs_of_images(bounds, entering), pairs_of_images(whole, uncut)]))
+            entering = [image.counts_after[layer] for image in self.images]
+        for image, (cut, whole_pairs) in zip(self.images, torch.stack(pairs).permute(2, 1, 0).tolist(), strict=True):
+            image.pairs, image.uncut_pairs = cut, whole_pairs

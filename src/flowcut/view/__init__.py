@@ -1,0 +1,1 @@
+"""Pictures, figures and tables of what was cut and measured."""

@@ -1,0 +1,34 @@
+"""Choosing tokens: against plain Python on random ragged batches."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowcut.algorithm.selection import compose, counts_mask, gather_tokens, top_in_order, with_prefix
+
+
+@given(st.data())
+def test_top_in_order_is_a_sorted_top_k(data: st.DataObject) -> None:
+    batch, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))
+    alive = data.draw(st.lists(st.integers(1, width), min_size=batch, max_size=batch))
+    counts = [data.draw(st.integers(1, real)) for real in alive]
+    scores = torch.rand(batch, width, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 999))))
+    index = top_in_order(scores, counts, counts_mask(alive, width))
+    assert index.shape == (batch, max(counts))
+    for row in range(batch):
+        real = scores[row, : alive[row]].tolist()
+        expected = sorted(sorted(range(alive[row]), key=lambda i: -real[i])[: counts[row]])
+        assert index[row, : counts[row]].tolist() == expected
+        assert (index[row, counts[row] :] == 0).all()
+
+
+def test_gather_compose_prefix() -> None:
+    states = torch.arange(24).reshape(2, 4, 3)
+    index = torch.tensor([[0, 2], [1, 3]])
+    assert gather_tokens(states, index)[1].tolist() == [[15, 16, 17], [21, 22, 23]]
+    assert gather_tokens(states[..., 0], index).tolist() == [[0, 6], [15, 21]]
+    assert compose(torch.tensor([[1, 4, 7]]), torch.tensor([[0, 2]])).tolist() == [[1, 7]]
+    assert with_prefix(index, 1).tolist() == [[0, 1, 3], [0, 2, 4]]
+    assert with_prefix(index, 0).tolist() == index.tolist()

@@ -1,0 +1,161 @@
+"""The command line, run in this process on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_checkpoint
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import flowcut.cli.app
+import flowcut.cli.eval
+import flowcut.measure.run
+from flowcut import METHODS
+from flowcut.cli.app import app
+from flowcut.models import FAMILIES
+
+QUESTION = "what is shown?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint.save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint.save_picture(tmp_path_factory.mktemp("pictures") / "picture.png")
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def call_run(picture: Path, checkpoint: Path, *options: Any) -> Result:
+    fast = ("--repeats", 1, "--max-new-tokens", 3, "--device", "cpu")
+    return call("run", picture, QUESTION, "--model", checkpoint, *fast, *options)
+
+
+def test_json_is_all_of_stdout_and_agrees_with_itself(picture: Path, checkpoint: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.png"
+    outcome = call_run(picture, checkpoint, "--target-num", 8, "--json", "--overlay", overlay)
+    assert outcome.exit_code == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert (report["model"], report["question"], report["dtype"]) == (str(checkpoint), QUESTION, "float32")
+    image = report["images"][0]
+    assert image["grid"] == [tiny.GRID, tiny.GRID] and len(image["kept"]) == 8
+    assert [len(kept) for kept in image["kept_after_layer"].values()][-1] == 8
+    uncut, cut = report["uncut"], report["cut"]
+    assert (uncut["visual_tokens"], cut["visual_tokens"]) == (tiny.PATCHES, 8)
+    assert uncut["kv_entries"] - cut["kv_entries"] == tiny.PATCHES - 8
+    assert cut["flops"]["total"] < uncut["flops"]["total"]
+    assert report["overlay"] == str(overlay)
+    with Image.open(overlay) as drawn:
+        assert drawn.width > drawn.height
+
+
+def test_what_libraries_print_does_not_reach_stdout(
+    picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = flowcut.measure.run.run
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        print("noise")
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr("flowcut.measure.run.run", noisy)
+    outcome = call_run(picture, checkpoint, "--json")
+    assert "noise" in outcome.stderr and json.loads(outcome.stdout)["question"] == QUESTION
+
+
+def test_table(picture: Path, checkpoint: Path) -> None:
+    outcome = call_run(picture, checkpoint, "--retain-ratio", 0.25)
+    assert outcome.exit_code == 0, outcome.stderr
+    for text in (QUESTION, "(36 visual tokens)", "(9 visual tokens)", "25%", "time of prefill"):
+        assert text in outcome.stdout
+
+
+def test_default_budget_and_warning(picture: Path, checkpoint: Path) -> None:
+    outcome = call_run(picture, checkpoint, "--json")
+    assert json.loads(outcome.stdout)["method"]["target_num"] == 64
+    assert outcome.stderr.count("target_num=64 covers all 36 visual tokens") == 1
+
+
+def test_lists() -> None:
+    models = json.loads(call("models", "--json").stdout)["models"]
+    assert [model["name"] for model in models] == [family.name for family in FAMILIES]
+    methods = json.loads(call("methods", "--json").stdout)["methods"]
+    assert [method["name"] for method in methods] == list(METHODS)
+    assert next(method for method in methods if method["name"] == "flowcut")["settings"]["history"] == 0.5
+    assert "llava" in call("models").stdout and "history = 0.5" in call("methods").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-num", 0], "target_num must be an int of at least 1"),
+        (["--target-num", 4, "--retain-ratio", 0.5], "exactly one of target_num and retain_ratio"),
+        (["--method", "scissors"], "Unknown method 'scissors'"),
+        (["--model", "/nowhere/at/all"], "No model found at '/nowhere/at/all'"),
+        (["--dtype", "float8"], "Unknown dtype 'float8'"),
+        (["--overlay", "picture.txt"], "must end in one of"),
+        (["--target-num", 100000], "target_num=100000 is more than the model can produce"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    picture: Path, checkpoint: Path, options: list[Any], message: str
+) -> None:
+    outcome = call_run(picture, checkpoint, *options)
+    assert outcome.exit_code == 2
+    lines = outcome.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and message in lines[0]
+    assert outcome.stdout == ""
+
+
+def test_bad_images(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text[bold].png"
+    text.write_text("no image")
+    for path, message in ((text, f"{text} is not an image"), (tmp_path / "gone.png", "No image found")):
+        outcome = call_run(path, checkpoint)
+        assert outcome.exit_code == 2 and message in outcome.stderr
+        assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+def test_errors_of_ours_are_not_hidden(picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise TypeError("a mistake in flowcut itself")
+
+    monkeypatch.setattr("flowcut.measure.run.run", broken)
+    outcome = call_run(picture, checkpoint)
+    assert isinstance(outcome.exception, TypeError)
+
+
+def test_out_of_memory_says_what_to_do(picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("flowcut.measure.run.run", full)
+    outcome = call_run(picture, checkpoint)
+    assert outcome.exit_code == 2 and "--dtype bfloat16" in outcome.stderr
+
+
+def test_heavy_imports_stay_inside_the_commands() -> None:
+    for module in (flowcut.cli.app, flowcut.cli.eval):
+        tree = ast.parse(Path(module.__file__).read_text())
+        imported = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in imported} & {
+            "torch",
+            "transformers",
+            "matplotlib",
+            "numpy",
+            "PIL",
+        }
+        own = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level}
+        assert own <= {"eval", "options", "tables"}
