@@ -10,7 +10,7 @@ from torch import nn
 
 from .errors import UnsupportedModelError
 from .methods import FlowCut, Method
-from .models import ModelParts, find_parts
+from .models import ModelFamily, ModelParts, find_parts
 from .models.towers import side
 from .stages.decoder.layers import check_layers
 from .stages.observing.attention import implementation_of
@@ -35,12 +35,17 @@ class Handle:
         method: the method at work.
     """
 
-    def __init__(self, model: nn.Module, method: Method, parts: ModelParts, vision: VisionStage | PackedStage) -> None:
+    def __init__(self, model: nn.Module, method: Method, family: ModelFamily, parts: ModelParts) -> None:
         self.model = model
         self.method = method
         self._parts = parts
-        self._vision = vision
-        self._sequence = SequenceStage(parts, method)
+        owner = object()
+        self._vision: VisionStage | PackedStage
+        if parts.tower.packing is None:
+            self._vision = VisionStage(family, parts, method, owner)
+        else:
+            self._vision = PackedStage(parts, method)
+        self._sequence = SequenceStage(parts, method, owner)
 
     @property
     def trace(self) -> Trace:
@@ -117,8 +122,7 @@ def attach(model: nn.Module, method: Method) -> Handle:
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
-    vision = VisionStage(family, parts, method) if packing is None else PackedStage(parts, method)
-    handle = Handle(model, method, parts, vision)
+    handle = Handle(model, method, family, parts)
     parts.base.__dict__[HANDLE] = handle
     return handle
 

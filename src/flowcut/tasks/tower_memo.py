@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoints.loading import LoadedModel
 from ..methods import Method
 from ..models import find_parts
-from ..stages.observing.attention import PASS_KEYWORD, silent_pass
+from ..stages.forward_pass import part_in
 from ..stages.observing.overrides import Override
 from ..stages.tower.batched_pass import VisionPass
 
@@ -70,7 +70,7 @@ class TowerMemo:
         known = None if self._picture is None else self._states.get(self._picture)
         last = number == len(self.layers) - 1
         if known is not None and known.shape == hidden.shape:
-            current = kwargs.get(PASS_KEYWORD, silent_pass.get())
+            current = part_in(kwargs)
             if isinstance(current, VisionPass):
                 current.skip(number)
             return known if last else hidden

@@ -190,7 +190,7 @@ class SequenceTrace:
 
     @cached_property
     def flops(self) -> tuple[Flops, ...]:
-        """FLOPs of tower, projector and prefill for every sample; the formulas are in ``counting.py``."""
+        """FLOPs of tower, projector and prefill for every sample; the formulas are in ``models/costs.py``."""
         return tuple(
             Flops(
                 tower=sum(

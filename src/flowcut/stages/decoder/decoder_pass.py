@@ -17,7 +17,7 @@ from ...methods.policies import DecoderPolicy
 from ...methods.views import DecoderView, Recycled
 from ...models.base import ModelParts
 from ...trace import CacheState, Stretch
-from ..observing.attention import PASS_KEYWORD
+from ..forward_pass import PART_KEYWORD, running
 from ..sequence.cache_argument import CACHE
 
 
@@ -127,9 +127,11 @@ class DecoderPass:
                 changed = self.arguments(layer, hidden) if layer > self.layers[0] else {}
                 self._ranking = True
                 try:
-                    with torch.no_grad():
+                    with torch.no_grad(), running(self):
                         states = model.input_layernorm(hidden)
-                        model.self_attn(hidden_states=states, **{**given, **changed, CACHE: None, PASS_KEYWORD: self})
+                        arguments = {**given, **changed, CACHE: None}
+                        arguments.pop(PART_KEYWORD, None)
+                        model.self_attn(hidden_states=states, **arguments)
                 except Ranked:
                     pass
                 finally:

@@ -10,7 +10,6 @@ Features that a model adds to its first layers' visual tokens (DeepStack) are re
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from ...methods.base import Method
 from ...models.base import ModelParts
-from ..observing.attention import PASS_KEYWORD, Observation
+from ..forward_pass import PART_KEYWORD, at_work, run_layer
+from ..observing.attention import Observation
+from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
 from .decoder_pass import DecoderPass
 
@@ -45,13 +46,10 @@ class DecoderStage:
         self.handles = []
         self.overrides = []
         if attentions and parts.injection is not None:
-            model = parts.language_model
-            self.handles += [
-                model.register_forward_pre_hook(enter_model, with_kwargs=True),
-                model.register_forward_hook(leave_model, always_call=True),
-            ]
-            self.overrides.append(Override(model, parts.injection, inject))
+            self.overrides.append(Override(parts.language_model, parts.injection, inject))
         if attentions:
+            watched = [parts.decoder_layers[layer + ahead] for layer in self.layers]
+            self.overrides += [Override(layer, "forward", run_layer) for layer in watched]
             for index, layer in enumerate(parts.decoder_layers):
                 self.handles.append(
                     layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True)
@@ -75,13 +73,14 @@ class DecoderStage:
     def _before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        current: DecoderPass | None = kwargs.get(PASS_KEYWORD)
+        current: DecoderPass | None = kwargs.get(PART_KEYWORD)
         kwargs = dict(kwargs)
         observed = index - 1 if self.method.ranks_ahead else index
         if observed not in self.layers:
-            kwargs.pop(PASS_KEYWORD, None)
+            kwargs.pop(PART_KEYWORD, None)
         elif self.observation is not None:
             self.observation.refresh()
+            self.overrides += follow_checkpointing([module])
         if current is not None and index == 0:
             current.enter(args[0] if args else kwargs["hidden_states"])
         if current is not None and index > self.layers[0]:
@@ -95,22 +94,8 @@ class DecoderStage:
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        current: DecoderPass | None = kwargs.get(PASS_KEYWORD)
+        current: DecoderPass | None = kwargs.get(PART_KEYWORD)
         return None if current is None else current.cut(index, output)
-
-
-_running: ContextVar[DecoderPass | None] = ContextVar("flowcut_decoder_pass", default=None)
-"""The pass whose language model is running in this thread, where it injects features between its layers."""
-
-
-def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Pre-hook of a language model that injects features."""
-    _running.set(kwargs.get(PASS_KEYWORD))
-
-
-def leave_model(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Hook behind it, also after an error."""
-    _running.set(None)
 
 
 def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
@@ -122,8 +107,9 @@ def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, feat
         visual: boolean ``[B, L]``, the visual tokens that entered the language model.
         features: ``[visual tokens, width]``, one for each.
     """
-    current = _running.get()
-    if current is not None and current.choices:
+    current_pass = at_work()
+    current = None if current_pass is None else current_pass.decoder
+    if isinstance(current, DecoderPass) and current.choices:
         number = (visual.flatten().cumsum(0) - 1).view_as(visual)
         for chosen in current.choices.values():
             number, visual = chosen.take(number), chosen.take(visual)

@@ -14,40 +14,20 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import UnsupportedModelError
-from ..tower.narrowing import Narrowing
+from ..forward_pass import running_part
 
-PASS_KEYWORD = "flowcut_pass"
 PREFIX = "flowcut_"
 SEAT = "_flowcut_seat"
 
 _users: Counter[str] = Counter()
 _registry_lock = threading.Lock()
-
-
-class ObservedPass(Protocol):
-    """State of one forward pass; it travels as a keyword argument through the observed layers."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
-        """Look at one layer's q, k, v (``[B, H, S, D]``) and return the mask its attention must use."""
-
-    def narrowing(self, layer: int) -> Narrowing | None:
-        """The tokens whose attention is needed at all, or ``None`` where every token's is."""
-
-
-current_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_current_pass", default=None)
-"""The pass whose observed layer is running in this thread."""
-
-
-silent_pass: ContextVar[ObservedPass | None] = ContextVar("flowcut_silent_pass", default=None)
-"""The pass of a tower at work that does not hand keyword arguments on to its layers."""
 
 
 def observable_implementations() -> list[str]:
@@ -59,9 +39,9 @@ def observable_implementations() -> list[str]:
 def observed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The registered wrapper: shows q, k, v to the pass at work, then calls the configured implementation."""
+    """The registered wrapper: shows q, k, v to the part at work, then calls the configured implementation."""
     seat: Seat = module.__dict__[SEAT]
-    current = current_pass.get()
+    current = running_part()
     if current is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         attention_mask = current.attend(seat.layer, query, key, value, scaling, attention_mask)
@@ -72,15 +52,6 @@ def observed_attention(
             output, weights = seat.implementation(module, narrow, key, value, None, **kwargs)
             return needed.widen(output, query.shape[2]), weights
     return seat.implementation(module, query, key, value, attention_mask, **kwargs)
-
-
-def hand_over_pass(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pre-hook of an observed attention module: takes the pass out of its keyword arguments, for the wrapper."""
-    kwargs = dict(kwargs)
-    current_pass.set(kwargs.pop(PASS_KEYWORD, silent_pass.get()))
-    return args, kwargs
 
 
 class Seat:
@@ -132,8 +103,6 @@ class Observation:
         for module, config in zip(self.modules, self.configs, strict=True):
             module.config = config
             module.__dict__.pop(SEAT, None)
-        for hook in self.hooks:
-            hook.remove()
         self._release()
 
     def _open(self) -> None:
@@ -146,7 +115,6 @@ class Observation:
             observed._attn_implementation_internal = PREFIX + name
             module.config = observed
             module.__dict__[SEAT] = Seat(self.layers[number], functions[number], name != "eager")
-        self.hooks = [module.register_forward_pre_hook(hand_over_pass, with_kwargs=True) for module in self.modules]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_release"}
@@ -190,6 +158,3 @@ def implementation_of(module: nn.Module, name: str) -> Callable[..., tuple[Tenso
             f"with attn_implementation set to one of: {', '.join(observable_implementations())}."
         )
     return function
-
-
-__all__ = ["PASS_KEYWORD", "Observation", "ObservedPass", "observable_implementations"]

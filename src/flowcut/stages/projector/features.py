@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,29 +11,22 @@ from torch import Tensor
 
 from ...models.base import MODALITY
 from ...trace import ImageTrace
+from ..forward_pass import at_work, joined
 from ..tower.tiles import join_rows, pack_tiles
 
 TRACES = "flowcut_images"
 """Attribute of a tower's output that holds the traces of its images."""
 
 
-call_options: ContextVar[dict[str, Any]] = ContextVar("flowcut_call_options", default={})  # noqa: B039
-"""Arguments of the ``get_image_features`` (or ``get_video_features``) call at work; read only."""
-
-
-latest_traces: ContextVar[list[ImageTrace]] = ContextVar("flowcut_latest_traces", default=[])  # noqa: B039
-"""Traces of the tower's pass in the ``get_image_features`` call at work, for the packing behind it; read only."""
-
-
-def with_call_options(modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """``get_image_features`` and the like, with their arguments at hand for the tower's hooks."""
+def encode(owner: object, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``get_image_features`` and the like, with their arguments at hand for the hooks that work inside."""
     bound = inspect.signature(original).bind(*args, **kwargs)
-    token = call_options.set({**bound.arguments, **bound.kwargs, MODALITY: modality})
-    try:
-        output = original(*args, **kwargs)
-    finally:
-        call_options.reset(token)
-        latest_traces.set([])
+    with joined(owner) as current:
+        current.options = {**bound.arguments, **bound.kwargs, MODALITY: modality}
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            current.options, current.images = {}, []
     traces: list[ImageTrace] = getattr(output, TRACES, [])
     features = getattr(output, "pooler_output", None)
     if isinstance(features, Tensor) and len(features) == sum(len(trace.tiles) for trace in traces) > len(traces):
@@ -49,9 +41,15 @@ def with_call_options(modality: str, original: Callable[..., Any], *args: Any, *
     return output
 
 
+def images_at_work() -> list[ImageTrace]:
+    """What became of the images of the ``get_image_features`` call at work."""
+    current = at_work()
+    return [] if current is None else current.images
+
+
 def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
     """The model's packing of tiles, for images of which only some patches are left, or tokens between patches."""
-    traces = latest_traces.get()
+    traces = images_at_work()
     blended = [trace.layout.blend is not None and trace.visual_tokens < trace.placeholders for trace in traces]
     if not any(blended) and all(tile.patches == len(tile.kept) for trace in traces for tile in trace.tiles):
         return original(image_features, image_sizes, *args, **kwargs)
@@ -69,7 +67,7 @@ def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: An
 
 def join_groups(original: Callable[..., Any], features: Tensor, *args: Any, **kwargs: Any) -> Any:
     """The model's pixel shuffle: kept patches come group by group, with padding behind them."""
-    tiles = [tile for trace in latest_traces.get() for tile in trace.tiles]
+    tiles = [tile for trace in images_at_work() for tile in trace.tiles]
     if all(len(tile.kept) == tile.patches for tile in tiles):
         return original(features, *args, **kwargs)
     kept, unit = len(tiles[0].kept), tiles[0].unit

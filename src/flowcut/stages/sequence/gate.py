@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,12 +25,12 @@ from ...models.costs import ModelCosts
 from ...trace import CacheState, ImageTrace, SequenceTrace, Stretch, Trace
 from ..decoder.decoder_pass import DecoderPass
 from ..decoder.layers import DecoderStage
-from ..observing.attention import PASS_KEYWORD
+from ..forward_pass import PART_KEYWORD, ForwardPass, at_work, begin, end
 from ..observing.overrides import Override
 from ..projector.choosing import cut_projected, texts_of_images
 from .cache import read_states, write_states
 from .cache_argument import cache_in, with_current_name
-from .generation import expand_with_traces, new_columns, prefill, prompt_length
+from .generation import expand_with_traces, prefill, prompt_length
 from .placeholders import find_placeholders, image_traces, mark_kept
 from .places import places_of
 
@@ -42,31 +40,13 @@ PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_val
 TOKENS = ("input_ids", "inputs_embeds")
 
 
-@dataclass(frozen=True)
-class Pending:
-    """What a pass leaves behind for the end of its forward and for its loss.
-
-    Attributes:
-        owner: the token of the stage it belongs to (not the stage, which would keep its model alive).
-        stretches: the columns that each run of decoder layers saw.
-        expected: how many of them there must be.
-    """
-
-    owner: object
-    stretches: list[Stretch]
-    expected: int
-
-
-_pending: ContextVar[Pending | None] = ContextVar("flowcut_pending", default=None)
-
-
 class SequenceStage:
     """Keeps the gate attached to a model until :meth:`close`."""
 
-    def __init__(self, parts: ModelParts, method: Method) -> None:
+    def __init__(self, parts: ModelParts, method: Method, owner: object) -> None:
         self.parts = parts
         self.method = method
-        self.token = object()
+        self.owner = owner
         self.trace = Trace()
         self.costs = ModelCosts.of(parts)
         self.decoder = DecoderStage(parts, method)
@@ -76,12 +56,18 @@ class SequenceStage:
             base.register_forward_pre_hook(self._enter, with_kwargs=True),
             base.register_forward_hook(self._leave),
         ]
+        # The outermost of the two begins the pass, if no prefill did, and ends it.
+        for module in (base,) if top is base else (base, top):
+            self.handles += [
+                module.register_forward_pre_hook(self._begin, prepend=True),
+                module.register_forward_hook(self._end, always_call=True),
+            ]
         self.overrides = []
         if top is not base:
             self.overrides = [
                 Override(top, "loss_function", self._loss, slot="_loss_function"),
                 Override(top, "_expand_multimodal_outputs", partial(expand_with_traces, parts)),
-                Override(top, "_prefill", prefill),
+                Override(top, "_prefill", partial(prefill, owner)),
             ]
 
     def close(self) -> None:
@@ -92,11 +78,30 @@ class SequenceStage:
             override.close()
         self.decoder.close()
 
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Pre-hook of model and base model: begin a pass, unless one is at work around this call."""
+        current = at_work(self.owner)
+        if current is None or current.module is None:
+            current = begin(self.owner) if current is None else current
+            current.module = module
+        elif current.module is module:
+            # A call that was interrupted, as by a keyboard, left it behind.
+            begin(self.owner).module = module
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook behind them, also after an error: end what :meth:`_begin` began."""
+        current = at_work(self.owner)
+        if current is not None and current.module is module:
+            current.module = None
+            end(current)
+
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the base model's forward: encode the images and shorten the sequence."""
-        _pending.set(None)
+        current = at_work(self.owner)
+        assert current is not None
+        current.stretches, current.decoder = [], None
         call = self._named(module, args, kwargs)
         cache = cache_in(call)
         states = read_states(cache)
@@ -113,8 +118,8 @@ class SequenceStage:
                 'Use the default dynamic cache (cache_implementation=None or "dynamic").'
             )
         if states:
-            continue_from(states[0], call)
-        self._shorten(call, states, features)
+            continue_from(states[0], call, current.new_columns)
+        self._shorten(current, call, states, features)
         return (), call
 
     def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +143,9 @@ class SequenceStage:
             outputs[modality] = encode(**arguments, return_dict=True)
             call.update({"mm_encoder_outputs": outputs, pixels: None})
 
-    def _shorten(self, call: dict[str, Any], states: tuple[CacheState, ...], features: dict[str, Any]) -> None:
+    def _shorten(
+        self, current: ForwardPass, call: dict[str, Any], states: tuple[CacheState, ...], features: dict[str, Any]
+    ) -> None:
         """Drop the columns of the cut tokens from every argument of the call, and note what was done."""
         tokens = next(call[name] for name in TOKENS if call.get(name) is not None)
         columns = tokens.shape[1]
@@ -169,10 +176,10 @@ class SequenceStage:
                 targets = tuple(image.target for image in images)
                 length = min((prompt_length(outputs, tokens) for outputs in features.values()), default=columns)
                 states = states or (before,)
-                current = DecoderPass(self.parts, self.method, stretch, states, targets, length, cache_in(call))
-                call[PASS_KEYWORD] = current
-                stretches = current.stretches
-            _pending.set(Pending(self.token, stretches, 1 + len(self.decoder.layers)))
+                decoder = DecoderPass(self.parts, self.method, stretch, states, targets, length, cache_in(call))
+                call[PART_KEYWORD] = current.decoder = decoder
+                stretches = decoder.stretches
+            current.stretches = stretches
         if features or not before.attention_mask.shape[1]:
             uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
             self.trace = self._traced(images, images_of, stretches, uncut)
@@ -254,23 +261,24 @@ class SequenceStage:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook behind the base model's forward: leave the state of the sequence on its cache."""
-        pending = _pending.get()
-        if pending is None or pending.owner is not self.token:
+        current = at_work(self.owner)
+        if current is None or not current.stretches:
             return
-        if len(pending.stretches) != pending.expected:
+        cuts = len(self.decoder.layers)
+        if len(current.stretches) != 1 + cuts:
             raise NotAppliedError(
-                f"{len(pending.stretches) - 1} of {pending.expected - 1} cuts inside the language model took place: "
+                f"{len(current.stretches) - 1} of {cuts} cuts inside the language model took place: "
                 "its layers were replaced or wrapped after attaching; detach, make the change, then attach."
             )
-        write_states(output, tuple(stretch.after for stretch in pending.stretches))
+        write_states(output, tuple(stretch.after for stretch in current.stretches))
 
     def _loss(
         self, original: Callable[..., Tensor], logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The model's own loss, over the tokens that are left."""
-        pending = _pending.get()
-        if pending is not None and pending.owner is self.token:
-            cut = pending.stretches[-1].cut
+        current = at_work(self.owner)
+        if current is not None and current.stretches:
+            cut = current.stretches[-1].cut
             if labels.shape[1] != cut.source_length or logits.shape[1] != cut.index.shape[1]:
                 raise ValueError(
                     f"labels have {labels.shape[1]} columns; they need one for every column of input_ids "
@@ -280,13 +288,17 @@ class SequenceStage:
         return original(logits, labels, *args, **kwargs)
 
 
-def continue_from(state: CacheState, call: dict[str, Any]) -> None:
+def continue_from(state: CacheState, call: dict[str, Any], new: int | None) -> None:
     """Reduce a call that continues on a cut cache to its new columns.
+
+    Args:
+        state: of the cache.
+        call: the arguments, changed in place.
+        new: how many columns are new, where the caller handed over more of them.
 
     Raises:
         FlowCutError: the attention mask does not cover the uncut sequence.
     """
-    new = new_columns.get()
     if new is not None:
         for name in TOKENS:
             if call.get(name) is not None:

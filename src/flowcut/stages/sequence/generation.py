@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any
@@ -14,14 +13,11 @@ from torch import Tensor
 from ...errors import FlowCutError
 from ...models.base import ModelParts
 from ...trace import ImageTrace
+from ..forward_pass import joined
 from ..projector.features import TRACES
 from .cache import read_states
 from .cache_argument import cache_in
 from .placeholders import check_count, find_placeholders
-
-new_columns: ContextVar[int | None] = ContextVar("flowcut_new_columns", default=None)
-"""During a prefill that continues on a cut cache: how many columns of the prompt are new."""
-
 
 _PROMPT = "flowcut_prompt"
 
@@ -61,6 +57,7 @@ def expand_with_traces(
 
 
 def prefill(
+    owner: object,
     original: Callable[..., Any],
     input_ids: Tensor,
     generation_config: Any,
@@ -84,11 +81,9 @@ def prefill(
         mask = model_kwargs.get("attention_mask")
         whole = mask.shape[1] if mask is not None else generation_config._mask_length
         new = whole - states[0].uncut_length
-    token = new_columns.set(new)
-    try:
+    with joined(owner) as current:
+        current.new_columns = new
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
-    finally:
-        new_columns.reset(token)
 
 
 def prompt_length(outputs: Any, tokens: Tensor) -> int:

@@ -3,7 +3,7 @@
 Such a tower has no batch dimension: ``cu_seqlens`` says where one image, frame or window ends and the next begins.
 Here every image (or video) follows its own schedule, with policies of its own; a layer behind a cut gets the
 ``cu_seqlens`` and rotary embeddings of the tokens that are left, so a token attends to the rest of the segment it had
-in the uncut image, and to nothing else. As in ``vision.py`` the state of a pass travels with the data.
+in the uncut image, and to nothing else. As everywhere, the state of a pass travels with the data.
 
 Behind the merger, what is left stands at its uncut place among zeros, as the model's own code expects (it puts
 windows back in order and splits images by their uncut sizes); ``get_image_features`` then hands out the kept ones.
@@ -14,7 +14,7 @@ mergers work on what is left in the end: they wait until the tower is through.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from ...methods.base import Method
 from ...models.base import ModelParts
-from ..observing.attention import PASS_KEYWORD, Observation, current_pass
+from ..forward_pass import PART_KEYWORD, run_layer, running, running_part
+from ..observing.attention import Observation
+from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
 from ..projector.features import TRACES, hand_out_kept
 from .packed_pass import PackedPass
-
-_latest: ContextVar[PackedPass | None] = ContextVar("flowcut_packed_pass", default=None)
-"""The pass whose tower is running in this thread; the merger gets no keyword arguments."""
 
 
 class PackedStage:
@@ -56,6 +55,8 @@ class PackedStage:
                 mlp.register_forward_hook(partial(widen_output, index)),
             ]
         self.overrides = [Override(parts.base, name, hand_out_kept) for name in self.packing.encoders.values()]
+        self.overrides.append(Override(tower.module, "forward", run_tower))
+        self.overrides += [Override(layer, "forward", run_layer) for layer in tower.layers]
 
     def close(self) -> None:
         """Take every hook and override off again."""
@@ -69,18 +70,23 @@ class PackedStage:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self.observation.refresh()
+        self.overrides += follow_checkpointing(self.parts.tower.layers)
         grid_thw: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
         grids = [tuple(grid) for grid in grid_thw.tolist()]
         pixels: Tensor = args[0] if args else kwargs["hidden_states"]
         current = PackedPass(self.parts, self.method, grids, self.packing.order(grid_thw, kwargs), pixels)
-        _latest.set(current)
-        return args, {**kwargs, PASS_KEYWORD: current}
+        return args, {**kwargs, PART_KEYWORD: current}
+
+
+def run_tower(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The tower's forward: its mergers, which get no keyword arguments, find their part."""
+    with running(kwargs.get(PART_KEYWORD)):
+        return original(*args, **kwargs)
 
 
 def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Hook behind the tower: leave the traces on its output."""
-    _latest.set(None)
-    current: PackedPass = kwargs[PASS_KEYWORD]
+    current: PackedPass = kwargs[PART_KEYWORD]
     setattr(output, TRACES, current.traces())
     intermediate = current.merge_postponed()
     if intermediate:
@@ -92,19 +98,19 @@ def before_layer(
     index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Pre-hook of a vision layer: segments and rotary embeddings of the tokens that are left."""
-    current: PackedPass | None = kwargs.get(PASS_KEYWORD)
+    current: PackedPass | None = kwargs.get(PART_KEYWORD)
     return None if current is None else (args, {**kwargs, **current.arguments(index, kwargs)})
 
 
 def after_layer(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Hook of a vision layer: the tokens that go on."""
-    current: PackedPass | None = kwargs.get(PASS_KEYWORD)
+    current: PackedPass | None = kwargs.get(PART_KEYWORD)
     return None if current is None else current.cut(index, output)
 
 
 def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Pre-hook of a vision layer's MLP: tokens that are cut after the layer need not pass through it."""
-    current = current_pass.get()
+    current = running_part()
     if not isinstance(current, PackedPass):
         return None
     return (current.narrow(index, args[0]), *args[1:])
@@ -112,8 +118,7 @@ def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[
 
 def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """Hook of a vision layer's MLP: gives its output the length that the layer expects."""
-    current = current_pass.get()
-    current_pass.set(None)
+    current = running_part()
     kept = current.kept.get(index) if isinstance(current, PackedPass) else None
     if not isinstance(current, PackedPass) or kept is None:
         return None
@@ -122,14 +127,14 @@ def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: T
 
 def spread_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """Hook of the merger: see :meth:`PackedPass.spread`."""
-    current = _latest.get()
-    return None if current is None else current.spread(output)
+    current = running_part()
+    return current.spread(output) if isinstance(current, PackedPass) else None
 
 
 def postpone_merging(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Pre-hook of a merger of intermediate states: it gets nothing to do before the tower is through."""
-    current = _latest.get()
-    if current is None or not current.cuts:
+    current = running_part()
+    if not isinstance(current, PackedPass) or not current.cuts:
         return None
     current.postpone(module, args[0])
     return (args[0][:0], *args[1:])
