@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,7 @@ Collate = Callable[..., dict[str, Tensor]]
 @torch.no_grad()
 def check_batch(model: Any, samples: list[Sample], method: FlowCut, together: Collate = collate) -> None:
     """A batch gives what single runs give: kept patches, logits, generated tokens; with and without a cache."""
+    method = replace(method, outputs="kept")
     # A random model may well answer with a placeholder, which without a cache asks for one more image.
     placeholders = [tiny.IMAGE_TOKEN, VIDEO_TOKEN]
     options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": placeholders}
@@ -124,6 +126,7 @@ def check_uncut(model: Any, inputs: dict[str, Tensor]) -> None:
 @torch.no_grad()
 def check_detach(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
     """Detaching leaves neither hooks nor attributes nor registry entries, and the same logits as before."""
+    method = replace(method, outputs="kept")
     expected = model(**inputs).logits
     before, registry = fingerprint(model), registered()
     with attach(model, method):
@@ -142,7 +145,7 @@ def registered() -> set[str]:
 def check_loss(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
     """Labels of the uncut length give the loss over the columns that are left, and gradients."""
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    with attach(model, method) as handle:
+    with attach(model, replace(method, outputs="kept")) as handle:
         output = model(**inputs, labels=labels)
         assert handle.trace.sequence is not None
         columns = handle.trace.sequence.output_columns

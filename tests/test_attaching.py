@@ -37,7 +37,7 @@ def test_detach_leaves_nothing_behind(tower: str, attention: str) -> None:
     before = fingerprint(model)
     gc.collect()
     registry = set(ALL_ATTENTION_FUNCTIONS)
-    with attach(model, FlowCut(target_num=9)) as handle:
+    with attach(model, FlowCut(target_num=9, outputs="kept")) as handle:
         assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1] - tiny.placeholders_of(model) + 9
         assert handle.attached and set(ALL_ATTENTION_FUNCTIONS) - registry == {f"flowcut_{attention}"}
     assert not handle.attached
@@ -72,7 +72,7 @@ def test_a_second_model_is_not_affected() -> None:
     inputs, before = inputs_for(), fingerprint(second)
     expected = second(**inputs).logits
     before = fingerprint(second)
-    attach(first, FlowCut(target_num=9))
+    attach(first, FlowCut(target_num=9, outputs="kept"))
     assert fingerprint(second) == before
     assert torch.equal(second(**inputs).logits, expected)
     assert first(**inputs).logits.shape != expected.shape

@@ -65,7 +65,7 @@ def test_on_every_family(method: str, name: str) -> None:
     with attach(model, make(method, retain_ratio=1.0)) as handle:
         assert torch.equal(model(**batch).logits, uncut)
         assert all(image.whole for image in handle.trace.images)
-    with attach(model, make(method, target_num=BUDGET)) as handle:
+    with attach(model, make(method, target_num=BUDGET, outputs="kept")) as handle:
         kept, logits, answers = [], [], []
         for sample in case.samples:
             single = case.together([sample])

@@ -40,6 +40,7 @@ def test_batch_equals_single_runs(tower: str, data: st.DataObject) -> None:
         **budget,
         positions=data.draw(st.sampled_from(["compact", "original"])),
         cut_every=data.draw(st.integers(1, 4)),
+        outputs="kept",
     )
     seed = data.draw(st.integers(0, 9999))
     prompts = [tiny.prompt(n, data.draw(st.integers(1, 9)), seed + i) for i, n in enumerate(images)]

@@ -39,7 +39,7 @@ def loss_by_hand(logits: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_loss_is_the_loss_over_the_kept_sequence(side: str) -> None:
     model, inputs = tiny.tiny_model(), labelled(side)
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     output = model(**inputs)
     assert handle.trace.sequence is not None
     expected = loss_by_hand(output.logits, handle.trace.sequence.columns, inputs["labels"])
@@ -56,7 +56,7 @@ def gradients(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_gradients_reach_tower_projector_and_language_model() -> None:
     model = tiny.tiny_model()
-    attach(model, FlowCut(target_num=TARGET))
+    attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     found = gradients(model, labelled())
     for part in (
         "vision_tower.encoder.layers.0.self_attn.q_proj",
@@ -71,7 +71,7 @@ def test_gradients_reach_tower_projector_and_language_model() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_gradients_of_a_ragged_batch_are_those_of_single_runs(attention: str) -> None:
     model, pixels = tiny.tiny_model(attention=attention), tiny.pictures(4)
-    attach(model, FlowCut(target_num=TARGET))
+    attach(model, FlowCut(target_num=TARGET, outputs="kept"))
 
     def gradients_of(images: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
@@ -90,7 +90,7 @@ def test_gradients_of_a_ragged_batch_are_those_of_single_runs(attention: str) ->
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_gradient_checkpointing_gives_the_same_gradients(tower: str, reentrant: bool) -> None:
     model, inputs = tiny.tiny_model(tower).train(), labelled()
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     expected = gradients(model, inputs)
     kept = [image.kept.tolist() for image in handle.trace.images]
     counts = [image.tokens_after_layer for image in handle.trace.images]
@@ -111,7 +111,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tower: str, reentrant: 
 def test_half_precision(dtype: torch.dtype) -> None:
     model, inputs = tiny.tiny_model().to(dtype), labelled()
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     output = model(**inputs)
     sequence = handle.trace.sequence
     assert sequence is not None
@@ -122,7 +122,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_autocast_scores_in_float32() -> None:
     model, inputs = tiny.tiny_model(), labelled()
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**inputs)
     output.loss.backward()
@@ -139,11 +139,11 @@ def test_peft(order: str) -> None:
     torch.manual_seed(0)
     model, inputs = tiny.tiny_model(), labelled()
     if order == "attach first":
-        handle = attach(model, FlowCut(target_num=TARGET))
+        handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
         wrapped = get_peft_model(model, config)
     else:
         wrapped = get_peft_model(model, config)
-        handle = attach(wrapped, FlowCut(target_num=TARGET))
+        handle = attach(wrapped, FlowCut(target_num=TARGET, outputs="kept"))
     output = wrapped(**inputs)
     assert handle.trace.sequence is not None
     expected = loss_by_hand(output.logits, handle.trace.sequence.columns, inputs["labels"])

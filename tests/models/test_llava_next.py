@@ -169,7 +169,7 @@ def test_a_batch_equals_single_runs(decoder: str, method: dict[str, Any]) -> Non
     model = next_model(decoder)
     samples = four_samples(model)
     kept, logits, answers, beams = [], [], [], []
-    with attach(model, FlowCut(target_num=TARGET, **method)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=TARGET, **method)) as handle:
         for one in samples:
             inputs = collate([one])
             logits.append(model(**inputs).logits[0])
@@ -196,7 +196,7 @@ def test_budgets_of_tower_and_decoder() -> None:
     inputs = collate([sample(model, ["square", "wide"], 5, 1)])
     expected = {"released": [[5] * 5, [5] * 3], "paper": [[4] * 5, [7, 7, 6]]}
     for budget, tiles in expected.items():
-        with attach(model, FlowCut(target_num=TARGET, tower_budget=budget)) as handle:  # type: ignore[arg-type]
+        with attach(model, FlowCut(outputs="kept", target_num=TARGET, tower_budget=budget)) as handle:  # type: ignore[arg-type]
             cache = model(**inputs)[CACHE]
         assert [[len(tile.kept) for tile in image.tiles] for image in handle.trace.images] == tiles
         sequence = handle.trace.sequence
@@ -206,7 +206,7 @@ def test_budgets_of_tower_and_decoder() -> None:
         assert lengths == [text + sequence.visual_tokens[0]] * 2 + [text + 2 * TARGET] * 2
         assert sequence.visual_tokens_mean == ((sequence.visual_tokens[0] + 2 * TARGET) / 2,)
         assert sequence.kv_entries == (sum(lengths) / 4,)
-    with attach(model, FlowCut(target_num=TARGET, decoder_layer=None)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=TARGET, decoder_layer=None)) as handle:
         cache = model(**inputs)[CACHE]
     assert [[len(tile.kept) for tile in image.tiles] for image in handle.trace.images] == [[2] * 5, [4, 3, 3]]
     assert len({layer.get_seq_length() for layer in cache.layers}) == 1
@@ -217,7 +217,7 @@ def test_budgets_of_tower_and_decoder() -> None:
 def test_small_and_odd_budgets(target: int) -> None:
     model = next_model()
     inputs = collate(four_samples(model))
-    with attach(model, FlowCut(target_num=target)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=target)) as handle:
         model(**inputs)
         assert handle.trace.sequence is not None
         left = (handle.trace.sequence.stretches[-1].image >= 0).sum(dim=1).tolist()
@@ -232,7 +232,7 @@ def test_small_and_odd_budgets(target: int) -> None:
 def test_newlines_stay_with_their_rows() -> None:
     model = next_model()
     inputs = collate([sample(model, ["square"], 5, 1)])
-    with attach(model, FlowCut(target_num=TARGET, image_newline=True)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=TARGET, image_newline=True)) as handle:
         model(**inputs)
         image = handle.trace.images[0]
     tokens, kept = image.layout.tokens, image.placeholder_kept
@@ -261,7 +261,7 @@ def test_a_budget_for_everything_is_exactly_the_uncut_model(budget: dict[str, An
 def test_continuing_a_conversation_with_a_new_image() -> None:
     model = next_model()
     first, second = sample(model, ["square"], 5, 1), sample(model, ["wide"], 4, 2)
-    with attach(model, FlowCut(target_num=TARGET)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=TARGET)) as handle:
         cache = model(**collate([first]))[CACHE]
         both = collate([{key: first[key] + second[key] for key in first}])
         inputs = {**collate([second]), "input_ids": both["input_ids"], "attention_mask": both["attention_mask"]}
@@ -277,7 +277,7 @@ def test_the_loss_and_its_gradients() -> None:
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == tiny.IMAGE_TOKEN, -100)
     # A sample's first token has nothing before it to be predicted from.
     labels = labels.masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] == 1), -100)
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(outputs="kept", target_num=TARGET))
     output = model(**inputs, labels=labels, use_cache=False)
     sequence = handle.trace.sequence
     assert sequence is not None
@@ -306,7 +306,7 @@ def test_eager_and_sdpa_agree_and_detach_is_clean() -> None:
         model = next_model(attention=attention)
         inputs = collate(four_samples(model))
         before = fingerprint(model)
-        with attach(model, FlowCut(target_num=TARGET)):
+        with attach(model, FlowCut(outputs="kept", target_num=TARGET)):
             answers.append(generate(model, inputs))
         assert fingerprint(model) == before
     assert answers[0] == answers[1]
@@ -321,7 +321,10 @@ def test_flex_attention_in_the_decoder(decoder: str) -> None:
         model.model.language_model.set_attn_implementation(attention)
         inputs = collate(four_samples(model))
         # Not compiled: torch 2.14's kernel for CPUs does not build for a decoding step or a sliding window.
-        with torch.compiler.set_stance("force_eager"), attach(model, FlowCut(target_num=TARGET)) as handle:
+        with (
+            torch.compiler.set_stance("force_eager"),
+            attach(model, FlowCut(outputs="kept", target_num=TARGET)) as handle,
+        ):
             output = model(**inputs).logits
             assert handle.trace.sequence is not None
             logits.append(output[handle.trace.sequence.output_columns >= 0])
@@ -335,10 +338,10 @@ def test_errors() -> None:
     model = next_model()
     inputs = collate([sample(model, ["square"], 5, 1)])
     with pytest.raises(ValueError, match="between 0 and 2"):
-        attach(model, FlowCut(target_num=TARGET, decoder_layer=3))
+        attach(model, FlowCut(outputs="kept", target_num=TARGET, decoder_layer=3))
     with pytest.raises(ValueError, match="tower_budget"):
-        FlowCut(target_num=TARGET, tower_budget="double")  # type: ignore[arg-type]
-    attach(model, FlowCut(target_num=TARGET))
+        FlowCut(outputs="kept", target_num=TARGET, tower_budget="double")  # type: ignore[arg-type]
+    attach(model, FlowCut(outputs="kept", target_num=TARGET))
     attention = model.model.language_model.layers[1].self_attn
     attention.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(NotAppliedError, match="Decoder layer 1 ran without its attention being seen"):

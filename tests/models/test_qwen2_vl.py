@@ -17,9 +17,9 @@ from flowcut import FlowCut, NotAppliedError, attach
 
 MODELS: dict[str, Any] = {}
 METHODS = {
-    "second cut": FlowCut(target_num=5),
-    "tower only": FlowCut(target_num=5, decoder_layer=None),
-    "ratio": FlowCut(retain_ratio=0.3),
+    "second cut": FlowCut(outputs="kept", target_num=5),
+    "tower only": FlowCut(outputs="kept", target_num=5, decoder_layer=None),
+    "ratio": FlowCut(outputs="kept", retain_ratio=0.3),
     "patches": FlowCut.as_released(5),
 }
 
@@ -69,7 +69,7 @@ def test_a_batch_gives_what_single_runs_give(model: Any, method: FlowCut, side: 
 @torch.no_grad()
 def test_a_batch_through_a_tower_of_odd_depth(family: str) -> None:
     model = tiny_qwen.tiny_model(family, depth=5)
-    with attach(model, FlowCut(target_num=5)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=5)) as handle:
         kept, logits = [], []
         for one in four(model):
             logits.append(model(**batch([one])).logits[0])
@@ -85,7 +85,7 @@ def test_a_batch_through_a_tower_of_odd_depth(family: str) -> None:
 @torch.no_grad()
 def test_counts_and_grids(model: Any) -> None:
     inputs = batch(four(model))
-    with attach(model, FlowCut(target_num=5)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=5)) as handle:
         output = model(**inputs)
         images, sequence = handle.trace.images, handle.trace.sequence
     assert sequence is not None
@@ -100,7 +100,7 @@ def test_counts_and_grids(model: Any) -> None:
     for image in images:
         assert image.kept.tolist() == sorted(set(image.kept.tolist()))
         assert image.tokens_after_layer[-1] == 4 * len(image.kept)
-    with attach(model, FlowCut(target_num=5, decoder_layer=None)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=5, decoder_layer=None)) as handle:
         model(**inputs)
         assert [len(image.kept) for image in handle.trace.images] == [5] * 5
         counted = handle.trace.sequence
@@ -117,7 +117,7 @@ def test_kept_tokens_keep_the_positions_of_the_uncut_model(model: Any) -> None:
         lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
     )
     model(**inputs)
-    with attach(model, FlowCut(target_num=5)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=5)) as handle:
         model(**inputs)
         sequence = handle.trace.sequence
     hook.remove()
@@ -143,7 +143,7 @@ def test_decoding_goes_on_behind_the_uncut_positions(model: Any) -> None:
     model.generate(**inputs, max_new_tokens=3, do_sample=False)
     uncut = [place[:, :, -1].tolist() for place in places]
     places.clear()
-    with attach(model, FlowCut(target_num=5, decoder_layer=None)):
+    with attach(model, FlowCut(outputs="kept", target_num=5, decoder_layer=None)):
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     rotary.remove()
     assert [place[:, :, -1].tolist() for place in places] == uncut
@@ -155,7 +155,7 @@ def test_images_do_not_see_one_another(model: Any) -> None:
     inputs = batch([one])
     changed = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
     changed["pixel_values"][96:] = torch.randn(80, 1176)
-    with attach(model, FlowCut(target_num=5)):
+    with attach(model, FlowCut(outputs="kept", target_num=5)):
         features, others = (
             model.get_image_features(given["pixel_values"], given["image_grid_thw"]).pooler_output
             for given in (inputs, changed)
@@ -188,7 +188,7 @@ def test_detach_leaves_nothing_behind(family: str, attention: str) -> None:
     expected = model(**inputs).logits
 
     before, registry = fingerprint(model), registered()
-    with attach(model, FlowCut(target_num=5)):
+    with attach(model, FlowCut(outputs="kept", target_num=5)):
         assert model(**inputs).logits.shape[1] < expected.shape[1]
     assert fingerprint(model) == before
     assert registered() == registry
@@ -202,7 +202,7 @@ def test_both_attentions_keep_the_same(model: Any) -> None:
     inputs = batch(four(model))
     kept, logits = [], []
     for one in (model, eager):
-        with attach(one, FlowCut(target_num=5)) as handle:
+        with attach(one, FlowCut(outputs="kept", target_num=5)) as handle:
             output = one(**inputs)
             assert handle.trace.sequence is not None
             logits.append(output.logits[handle.trace.sequence.stretches[-1].new_mask.bool()])
@@ -214,7 +214,7 @@ def test_both_attentions_keep_the_same(model: Any) -> None:
 @torch.no_grad()
 def test_generation_with_and_without_cache_and_with_beams(model: Any) -> None:
     inputs = batch(four(model))
-    with attach(model, FlowCut(target_num=5, decoder_layer=None)):
+    with attach(model, FlowCut(outputs="kept", target_num=5, decoder_layer=None)):
         cached = model.generate(**inputs, max_new_tokens=5, do_sample=False)
         assert torch.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=False), cached)
         # transformers 5.18 itself mixes up the images of a sample that has several when it repeats them for beams.
@@ -229,7 +229,7 @@ def test_generation_with_and_without_cache_and_with_beams(model: Any) -> None:
 def test_a_conversation_goes_on(model: Any) -> None:
     samples = four(model)
     inputs = batch(samples)
-    with attach(model, FlowCut(target_num=5, decoder_layer=None)):
+    with attach(model, FlowCut(outputs="kept", target_num=5, decoder_layer=None)):
         first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         question = torch.randint(3, 140, (len(samples), 5), generator=torch.Generator().manual_seed(5))
         ids = torch.cat([first.sequences, question], dim=1)
@@ -257,7 +257,7 @@ def test_a_conversation_goes_on_with_another_image(family: str) -> None:
     new = batch([second])
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     places, _ = model.model.get_rope_index(**{name: both[name] for name in names})
-    with attach(model, FlowCut(target_num=5, decoder_layer=None)):
+    with attach(model, FlowCut(outputs="kept", target_num=5, decoder_layer=None)):
         expected = model(**both).logits
         cache = model(**batch([first]), use_cache=True).past_key_values
         continued = {**new, "attention_mask": both["attention_mask"], "past_key_values": cache}
@@ -268,7 +268,7 @@ def test_a_conversation_goes_on_with_another_image(family: str) -> None:
 @torch.no_grad()
 def test_an_image_that_only_the_decoder_cuts(model: Any) -> None:
     inputs = batch([sample([(1, 6, 8), (1, 12, 10), (1, 4, 6)], [], 4, seed=11)])
-    with attach(model, FlowCut(target_num=8)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=8)) as handle:
         model(**inputs)
         images, sequence = handle.trace.images, handle.trace.sequence
     assert sequence is not None
@@ -281,7 +281,7 @@ def test_an_image_that_only_the_decoder_cuts(model: Any) -> None:
 @torch.no_grad()
 def test_a_decoding_step_by_hand(model: Any) -> None:
     inputs = batch(four(model))
-    with attach(model, FlowCut(target_num=5)):
+    with attach(model, FlowCut(outputs="kept", target_num=5)):
         expected = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
         output = model(**inputs, **{CACHE: DynamicCache(config=model.config.text_config)}, use_cache=True)
         mask, tokens = inputs["attention_mask"], []
@@ -296,7 +296,7 @@ def test_loss_is_that_of_the_kept_tokens(model: Any) -> None:
     inputs = batch(four(model))
     labels = inputs["input_ids"].masked_fill(inputs["mm_token_type_ids"] > 0, -100)
     labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
-    with attach(model, FlowCut(target_num=5)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=5)) as handle:
         output = model(**inputs, labels=labels)
         sequence = handle.trace.sequence
         assert sequence is not None
@@ -313,7 +313,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: Any) -> None:
     model = copy.deepcopy(model)
     inputs = batch(four(model))
     gradients = []
-    with attach(model, FlowCut(target_num=5, decoder_layer=None)):
+    with attach(model, FlowCut(outputs="kept", target_num=5, decoder_layer=None)):
         for enabled in (False, True):
             if enabled:
                 model.gradient_checkpointing_enable()
@@ -328,7 +328,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: Any) -> None:
 def test_text_only_passes_untouched(model: Any) -> None:
     inputs = batch([four(model)[2]])
     expected = model(**inputs).logits
-    with attach(model, FlowCut(target_num=5)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=5)) as handle:
         assert torch.equal(model(**inputs).logits, expected)
         assert handle.trace.images == []
 
@@ -337,8 +337,8 @@ def test_text_only_passes_untouched(model: Any) -> None:
 def test_errors(model: Any) -> None:
     inputs = batch(four(model)[:2])
     with pytest.raises(ValueError, match="more than the language model can read"):
-        attach(model, FlowCut(target_num=5000))
-    with attach(model, FlowCut(target_num=5)):
+        attach(model, FlowCut(outputs="kept", target_num=5000))
+    with attach(model, FlowCut(outputs="kept", target_num=5)):
         missing = {**inputs, "input_ids": inputs["input_ids"].clone()}
         missing["input_ids"][0, -4] = tiny_qwen.IMAGE
         with pytest.raises(ValueError, match="placeholders"):
@@ -348,22 +348,22 @@ def test_errors(model: Any) -> None:
         expected = model(**inputs).logits
         assert torch.equal(model(**text, mm_encoder_outputs={"image": encoded}).logits, expected)
     encoded = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-    with attach(model, FlowCut(target_num=5)), pytest.raises(NotAppliedError, match="not cut"):
+    with attach(model, FlowCut(outputs="kept", target_num=5)), pytest.raises(NotAppliedError, match="not cut"):
         model(**text, mm_encoder_outputs={"image": encoded})
     with pytest.raises(ValueError, match="merge_unit"):
-        FlowCut(target_num=5, merge_unit="row")  # type: ignore[arg-type]
+        FlowCut(outputs="kept", target_num=5, merge_unit="row")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_against_torch(family: str) -> None:
     inputs = batch([sample([(1, 14, 18), (1, 10, 20)], [(2, 12, 10)], 6, 41, family == "qwen3_vl")])
-    check_flops(tiny_qwen.tiny_model(family, "eager"), inputs, FlowCut(target_num=9))
+    check_flops(tiny_qwen.tiny_model(family, "eager"), inputs, FlowCut(outputs="kept", target_num=9))
 
 
 @torch.no_grad()
 def test_beams_with_the_second_cut(model: Any) -> None:
     samples = [one for one in four(model) if len(one.images) < 2]
-    with attach(model, FlowCut(target_num=5)):
+    with attach(model, FlowCut(outputs="kept", target_num=5)):
         beams = model.generate(**batch(samples), max_new_tokens=5, do_sample=False, num_beams=3)
         for row, one in enumerate(samples):
             alone = model.generate(**batch([one]), max_new_tokens=5, do_sample=False, num_beams=3)

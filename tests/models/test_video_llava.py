@@ -77,7 +77,7 @@ def test_frames_share_the_budget() -> None:
     model = tiny_model()
     inputs = families.collate([sample("v", 7)])
     # 22 tokens: the CLS tokens of four frames, and 18 patches.
-    with attach(model, FlowCut(target_num=22)) as handle:
+    with attach(model, FlowCut(target_num=22, outputs="kept")) as handle:
         logits = model(**inputs).logits
         equal = handle.trace.images[0]
     assert logits.shape[1] == inputs["input_ids"].shape[1] - VIDEO_TOKENS + 22
@@ -95,7 +95,7 @@ def test_pooled_frames_compete_in_the_last_cut() -> None:
     counts = {}
     for budget in ("equal", "pooled"):
         # With a single cut nothing is decided before the frames compete.
-        with attach(model, FlowCut(target_num=22, cut_every=100, video_budget=budget)) as handle:
+        with attach(model, FlowCut(target_num=22, cut_every=100, video_budget=budget, outputs="kept")) as handle:
             logits = model(**inputs).logits
             counts[budget] = [[len(frame.kept) for frame in video.tiles] for video in handle.trace.images]
         assert logits.shape[1] == inputs["input_ids"].shape[1] - VIDEO_TOKENS + 22

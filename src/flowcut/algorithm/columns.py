@@ -20,11 +20,13 @@ class ColumnCut:
         index: ``[B, K]``, source column of every column that is left.
         real: ``[B, K]``, false where a column is padding added here (its index is meaningless).
         source_length: L.
+        whole: whether every column stays where it was.
     """
 
     index: Tensor
     real: Tensor
     source_length: int
+    whole: bool = False
 
     def take(self, values: Tensor, filler: float = 0) -> Tensor:
         """Rows ``[B, L, ...]`` shortened to ``[B, K, ...]``, with ``filler`` in the padding."""
@@ -36,12 +38,39 @@ class ColumnCut:
     def then(self, later: ColumnCut) -> ColumnCut:
         """This plan followed by ``later``, which chooses among the columns that this one leaves."""
         return ColumnCut(
-            self.index.gather(1, later.index), self.real.gather(1, later.index) & later.real, self.source_length
+            self.index.gather(1, later.index),
+            self.real.gather(1, later.index) & later.real,
+            self.source_length,
+            self.whole and later.whole,
         )
 
     def columns(self) -> Tensor:
         """``[B, K]``: the source column of every column, -1 in padding."""
         return self.index.masked_fill(~self.real, -1)
+
+    def stay(self) -> Tensor:
+        """Boolean ``[B, L]``: which source columns stay."""
+        return self._numbers() >= 0
+
+    def places(self) -> Tensor:
+        """``[B, L]``: for every source column the last column that stays at or before it, -1 where there is none."""
+        return self._numbers().cummax(dim=1).values
+
+    def _numbers(self) -> Tensor:
+        """``[B, L]``: for every source column its number among those that are left, -1 where it does not stay."""
+        rows, left = self.index.shape
+        numbers = self.index.new_full((rows, self.source_length + 1), -1)
+        # Padding goes to one slot more.
+        index = self.index.masked_fill(~self.real, self.source_length)
+        numbers = numbers.scatter(1, index, torch.arange(left, device=index.device).expand(rows, left))
+        return numbers[:, :-1]
+
+
+def laid_out(values: Tensor, places: Tensor) -> Tensor:
+    """Values by source column: ``[B, K, ...]`` to ``[B, L, ...]``, 0 where ``places`` ``[B, L]`` is negative."""
+    places = places.to(values.device).reshape(*places.shape, *[1] * (values.dim() - 2))
+    index = places.clamp(min=0).expand(*places.shape[:2], *values.shape[2:])
+    return values.gather(1, index).masked_fill(places < 0, 0)
 
 
 def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
@@ -74,4 +103,4 @@ def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
 def all_columns(keep: Tensor) -> ColumnCut:
     """The plan for a batch ``[B, L]`` that loses nothing, padding included."""
     index = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
-    return ColumnCut(index, torch.ones_like(keep), keep.shape[1])
+    return ColumnCut(index, torch.ones_like(keep), keep.shape[1], whole=True)

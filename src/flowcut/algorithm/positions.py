@@ -8,7 +8,12 @@ from .columns import ColumnCut
 
 
 def shifted_positions(
-    positions: Tensor, cut: ColumnCut, removed_before: Tensor, dropped: Tensor, compact: bool
+    positions: Tensor,
+    cut: ColumnCut,
+    removed_before: Tensor,
+    dropped: Tensor,
+    compact: bool,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Position ids of the columns that stay.
 
@@ -19,6 +24,7 @@ def shifted_positions(
         dropped: boolean ``[B, L]``, visual tokens dropped now.
         compact: renumber, closing the gaps; otherwise every token keeps its position, as it always
             does where a position has several axes.
+        starts: boolean ``[B, L]``, where a new sample begins in a row that several samples share, if there is any.
 
     Returns:
         ``[B, K]``, or ``[axes, B, K]``.
@@ -26,5 +32,8 @@ def shifted_positions(
     if positions.dim() == 3:
         return cut.take(positions.permute(1, 2, 0)).permute(2, 0, 1)
     if compact:
-        positions = positions - removed_before[:, None] - dropped.long().cumsum(dim=1)
+        removed = dropped.long().cumsum(dim=1)
+        if starts is not None:
+            removed = removed - (removed - dropped.long()).masked_fill(~starts, 0).cummax(dim=1).values
+        positions = positions - removed_before[:, None] - removed
     return cut.take(positions).clamp(min=0)

@@ -13,6 +13,7 @@ from .policies import DecoderPolicy, ProjectorPolicy, VisionPolicy
 from .views import TowerPass
 
 Positions = Literal["compact", "original"]
+Outputs = Literal["columns", "kept"]
 
 
 def check_budget(target_num: object, retain_ratio: object) -> None:
@@ -57,6 +58,9 @@ class Method:
         positions: ``"compact"`` renumbers the tokens behind a cut (0 ... n-1), ``"original"`` lets every kept
             token keep the position it had in the uncut sequence, as it always does where positions are places in a
             picture (Qwen2-VL).
+        outputs: ``"columns"``: logits and hidden states have an entry for every column of ``input_ids``, that of a cut
+            column is the one of the kept column before it, so that code which pairs them with uncut labels is right;
+            ``"kept"``: they have entries for the kept columns alone.
         image_newline: LLaVA-NeXT ends every row of patches with a token of its own. Whether the rows that still
             have a patch keep it; the released code drops them all.
     """
@@ -76,11 +80,14 @@ class Method:
     retain_ratio: float | None = None
     positions: Positions = "compact"
     image_newline: bool = False
+    outputs: Outputs = "columns"
 
     def __post_init__(self) -> None:
         check_budget(self.target_num, self.retain_ratio)
         if self.positions not in ("compact", "original"):
             raise ValueError(f'positions must be "compact" or "original", got {self.positions!r}.')
+        if self.outputs not in ("columns", "kept"):
+            raise ValueError(f'outputs must be "columns" or "kept", got {self.outputs!r}.')
 
     @property
     def watches_tower(self) -> bool:

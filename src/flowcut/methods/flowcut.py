@@ -99,6 +99,7 @@ class FlowCut(Method):
             positions="compact",
             merge_unit="patch",
             packed_semantic=False,
+            outputs="kept",
         )
 
     def decoder_layers(self, second_cut: bool) -> tuple[int, ...]:

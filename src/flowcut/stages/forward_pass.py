@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..trace import ImageTrace, Stretch
+from .observing.overrides import Override
 
 PART_KEYWORD = "flowcut_part"
 """The keyword argument with which a part travels through the layers it watches."""
@@ -47,19 +48,21 @@ class ForwardPass:
         owner: the attachment it belongs to, a token of its own: an object that does not keep the model alive.
         options: arguments of the ``get_image_features`` (or ``get_video_features``) call at work, else empty.
         images: what became of the images of that call, once the tower is through.
-        new_columns: in a prefill that continues on a cut cache, how many columns of the prompt are new, else ``None``.
+        recounted: the cache of a prefill that tells its uncut length until the model is called, else ``None``.
         stretches: the columns that each run of decoder layers sees, once the prompts passed the gate; empty where it
             let them pass untouched.
         decoder: the language model, where something is cut inside it.
+        outputs: what the base model put out, as the head behind it needs to know it, where something was cut.
         module: the module whose call began the pass and will end it; ``None`` before that call.
     """
 
     owner: object
     options: dict[str, Any] = field(default_factory=dict)
     images: list[ImageTrace] = field(default_factory=list)
-    new_columns: int | None = None
+    recounted: Override | None = None
     stretches: list[Stretch] = field(default_factory=list)
     decoder: Part | None = None
+    outputs: Any = None
     module: nn.Module | None = None
     _token: Token[ForwardPass | None] | None = None
 

@@ -206,7 +206,7 @@ def test_uncut_features_are_refused(model: Any) -> None:
 
 @torch.no_grad()
 def test_placeholders_and_images_must_agree(model: Any) -> None:
-    attach(model, FlowCut(target_num=TARGET))
+    attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     inputs = tiny.batch([tiny.prompt(1)])
     with pytest.raises(ValueError, match=rf"{tiny.PATCHES} image placeholders.*2 image.*{2 * tiny.PATCHES}"):
         model(**inputs, pixel_values=tiny.pictures(2))
@@ -246,7 +246,7 @@ def test_text_only_passes_untouched(model: Any) -> None:
 @torch.no_grad()
 def test_left_and_right_padding_give_the_same_logits(model: Any) -> None:
     prompts, pixels = mixed_batch()
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     rows = {}
     for side in ("left", "right"):
         logits = model(**tiny.batch(prompts, side), pixel_values=torch.cat(pixels)).logits

@@ -69,7 +69,7 @@ def test_several_feature_layers_are_cut_alike() -> None:
 def test_full_strategy_keeps_cls_within_the_budget(per_call: bool) -> None:
     options = {"vision_feature_select_strategy": "full"}
     model = tiny.tiny_model(**({} if per_call else options))
-    attach(model, FlowCut(target_num=TARGET))
+    attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     output = model.get_image_features(tiny.pictures(1), **(options if per_call else {}))
     assert output.pooler_output[0].shape[0] == TARGET
     assert len(output.flowcut_images[0].kept) == TARGET - 1

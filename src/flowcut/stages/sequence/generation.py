@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from ...errors import FlowCutError
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from ..forward_pass import joined
+from ..observing.overrides import Override
 from ..projector.features import TRACES
 from .cache import read_states
 from .cache_argument import cache_in
 from .placeholders import check_count, find_placeholders
 
 _PROMPT = "flowcut_prompt"
+
+
+def generation_overrides(parts: ModelParts, owner: object) -> list[Override]:
+    """What of ``generate()`` is overridden on the model."""
+    top = parts.top
+    return [
+        Override(top, "_expand_multimodal_outputs", partial(expand_with_traces, parts)),
+        Override(top, "_prefill", partial(prefill, owner)),
+        Override(top, "_prepare_position_ids_for_generation", prepare_positions),
+        Override(top, "_get_candidate_generator", remember_prompt),
+    ]
 
 
 def expand_with_traces(
@@ -65,7 +80,7 @@ def prefill(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``generate()``'s prefill. Continuing on a cache, it slices the prompt by the cache's cut length.
+    """``generate()``'s prefill. Continuing on a cache, it slices the prompt by the cache's length.
 
     Raises:
         FlowCutError: prefill in chunks; transformers then slices features by placeholder number.
@@ -75,18 +90,44 @@ def prefill(
             f"prefill_chunk_size={generation_config.prefill_chunk_size} is not supported while a method is "
             "attached: after the cut the prompt is short. Leave prefill_chunk_size at None."
         )
-    new = None
-    states = read_states(cache_in(model_kwargs))
-    if states:
-        mask = model_kwargs.get("attention_mask")
-        whole = mask.shape[1] if mask is not None else generation_config._mask_length
-        new = whole - states[0].uncut_length
-    with joined(owner) as current:
-        current.new_columns = new
+    with joined(owner) as current, uncut_length(cache_in(model_kwargs)) as current.recounted:
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
-def prompt_length(outputs: Any, tokens: Tensor) -> int:
+def prepare_positions(
+    original: Callable[..., Tensor], inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+) -> Tensor:
+    """``generate()``'s position ids. Continuing on a cache, some models tell old tokens from new by its length."""
+    with uncut_length(cache_in(model_kwargs)):
+        return original(inputs_tensor, model_kwargs, *args, **kwargs)
+
+
+@contextmanager
+def uncut_length(cache: Cache | None) -> Iterator[Override | None]:
+    """While the block runs, or until the override is closed, a cut cache tells the length it stands for."""
+    states = read_states(cache)
+    if not states:
+        yield None
+        return
+    override = Override(cache, "get_seq_length", partial(_told, states[0].uncut_length))
+    try:
+        yield override
+    finally:
+        override.close()
+
+
+def _told(length: int, original: Callable[..., int], *args: Any, **kwargs: Any) -> int:
+    return length
+
+
+def remember_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Assisted decoding, prompt lookup too, prepares itself: its first pass is handed candidates with the prompt."""
+    for output in (kwargs["model_kwargs"].get("mm_encoder_outputs") or {}).values():
+        setattr(output, _PROMPT, kwargs["input_ids"])
+    return original(*args, **kwargs)
+
+
+def prompt_length(outputs: Any, tokens: Tensor, cached: int) -> int:
     """How many columns of ``tokens`` are the prompt, and not generated on top of it without a cache.
 
     ``generate(use_cache=False)`` passes the same encoded images with the prompt and all tokens so far at every step.
@@ -94,9 +135,11 @@ def prompt_length(outputs: Any, tokens: Tensor) -> int:
     Args:
         outputs: the encoded images; remembers the first prompt it came with.
         tokens: ``[B, L]`` token ids, or ``[B, L, width]`` embeddings.
+        cached: columns in front of them that a cache stands for.
     """
     prompt: Tensor | None = getattr(outputs, _PROMPT, None)
-    if prompt is not None and torch.equal(tokens[:, : prompt.shape[1]], prompt):
-        return prompt.shape[1]
+    for known in () if prompt is None else (prompt, prompt[:, cached:]):
+        if known.shape[1] and torch.equal(tokens[:, : known.shape[1]], known):
+            return known.shape[1]
     setattr(outputs, _PROMPT, tokens)
     return tokens.shape[1]
