@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
+from families import fingerprint
 from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flowcut import FlowCut, NonFiniteError, NotAppliedError, UnsupportedModelError, attach, flowcut
+from flowcut import FlowCut, NonFiniteError, NotAppliedError, UnsupportedModelError, attach, detach, flowcut
 from flowcut.methods import make_method
 
 
@@ -66,6 +67,40 @@ def test_unknown_models_and_methods() -> None:
     model.model.vision_tower.config.model_type = "mystery"
     with pytest.raises(UnsupportedModelError, match="known towers: clip_vision_model, dinov2"):
         attach(model, FlowCut(target_num=9))
+
+
+@pytest.mark.parametrize("model", [None, object(), "llava-hf/llava-1.5-7b-hf", nn.Linear])
+def test_what_is_no_model_is_named_with_what_is_allowed(model: Any) -> None:
+    kind = type(model).__name__
+    told = rf"got .{{1,60}} of type {kind}\. Load one first.*Supported: LlavaForConditionalGeneration"
+    for act in (
+        lambda: flowcut(model, target_num=4),
+        lambda: attach(model, FlowCut(target_num=4)),
+        lambda: detach(model),
+    ):
+        with pytest.raises(UnsupportedModelError, match=told):
+            act()
+
+
+def test_two_models_in_one_module_are_both_named_and_neither_is_touched() -> None:
+    pair = nn.ModuleDict({"student": tiny.tiny_model(), "teacher": tiny.tiny_model().model})
+    before = fingerprint(pair)
+    with pytest.raises(
+        UnsupportedModelError, match=r"2 supported.*LlavaModel at student\.model, LlavaModel at teacher"
+    ):
+        attach(pair, FlowCut(target_num=9))
+    assert fingerprint(pair) == before
+    with attach(pair["student"], FlowCut(target_num=9)), attach(pair["teacher"], FlowCut(target_num=5)):
+        assert fingerprint(pair) != before
+    assert fingerprint(pair) == before
+
+
+def test_a_model_that_is_held_twice_is_one_model() -> None:
+    model = tiny.tiny_model()
+    pair = nn.ModuleDict({"student": model, "teacher": model})
+    with attach(pair, FlowCut(target_num=9)) as handle, torch.no_grad():
+        model(**given())
+    assert len(handle.trace.images[0].kept) == 9
 
 
 @dataclass(frozen=True)

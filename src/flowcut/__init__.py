@@ -2,94 +2,31 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+__version__ = "2.0.0"
+
+_HOMES = ("errors", "trace", "attaching", "methods")
+"""The modules whose ``__all__`` is public here."""
 
 if TYPE_CHECKING:
-    from .attaching import Handle, attach, detach, flowcut
-    from .errors import FlowCutError, NonFiniteError, NotAppliedError, UnsupportedModelError
-    from .methods import (
-        METHODS,
-        CDPruner,
-        ClsAttention,
-        DivPrune,
-        Downsample,
-        FastV,
-        FlowCut,
-        Method,
-        PruMerge,
-        PyramidDrop,
-        Random,
-        Scope,
-        SparseVLM,
-        ToMe,
-        Uniform,
-        VisionZip,
-        VisPruner,
-    )
-    from .trace import ImageTrace, SequenceTrace, Trace
+    # isort: off
+    from .methods import *  # first, as it has a module with the name of the function flowcut
+    from .attaching import *
+    from .errors import *
+    from .trace import *
+else:
 
-__all__ = [
-    "METHODS",
-    "CDPruner",
-    "ClsAttention",
-    "DivPrune",
-    "Downsample",
-    "FastV",
-    "FlowCut",
-    "FlowCutError",
-    "Handle",
-    "ImageTrace",
-    "Method",
-    "NonFiniteError",
-    "NotAppliedError",
-    "PruMerge",
-    "PyramidDrop",
-    "Random",
-    "Scope",
-    "SequenceTrace",
-    "SparseVLM",
-    "ToMe",
-    "Trace",
-    "Uniform",
-    "UnsupportedModelError",
-    "VisPruner",
-    "VisionZip",
-    "attach",
-    "detach",
-    "flowcut",
-]
+    def __getattr__(name):
+        """Import torch and transformers only when something that needs them is asked for."""
+        from importlib import import_module
 
-_HOMES = {
-    "attaching": ("Handle", "attach", "detach", "flowcut"),
-    "errors": ("FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"),
-    "methods": (
-        "METHODS",
-        "CDPruner",
-        "ClsAttention",
-        "DivPrune",
-        "Downsample",
-        "FastV",
-        "FlowCut",
-        "Method",
-        "PruMerge",
-        "PyramidDrop",
-        "Random",
-        "Scope",
-        "SparseVLM",
-        "ToMe",
-        "Uniform",
-        "VisPruner",
-        "VisionZip",
-    ),
-    "trace": ("ImageTrace", "SequenceTrace", "Trace"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch and transformers only when something that needs them is asked for."""
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "__all__":
+            return sorted(public for home in _HOMES for public in import_module(f".{home}", __name__).__all__)
+        if not name.startswith("_"):
+            for home in _HOMES:
+                module = import_module(f".{home}", __name__)
+                if name in module.__all__:
+                    value = globals()[name] = getattr(module, name)
+                    return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,8 @@ from .stages.tower.shrinking import check_shrinking
 from .stages.tower.tiles import budget_of_patches
 from .trace import Trace
 
+__all__ = ["Handle", "attach", "detach", "flowcut"]
+
 HANDLE = "_flowcut_handle"
 """Attribute of an attached model's base module."""
 
@@ -87,7 +89,8 @@ def attach(model: nn.Module, method: Method) -> Handle:
         The handle: ``trace``, ``detach()``, usable in a ``with`` statement.
 
     Raises:
-        UnsupportedModelError: the model, its vision tower or its attention implementation is not supported.
+        UnsupportedModelError: the model, its vision tower or its attention implementation is not supported, or there
+            is more than one supported model inside.
         ValueError: the method's budget does not fit the model. In both cases nothing was attached.
     """
     if not isinstance(method, Method):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["FlowCutError", "NonFiniteError", "NotAppliedError", "UnsupportedModelError"]
+
 
 class FlowCutError(RuntimeError):
     """Base of every error flowcut raises on its own account (bad values raise ``ValueError``)."""

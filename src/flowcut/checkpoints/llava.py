@@ -185,7 +185,7 @@ def read_tower_config(
     if file.is_file() and "model_type" not in json.loads(file.read_text()):
         # LLaVA reads its tower as CLIP, whatever the config says.
         return CLIPVisionConfig.from_pretrained(source), source
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     return getattr(config, "vision_config", config), source
 
 
@@ -194,7 +194,7 @@ def read_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         logger.warning("%s has no tokenizer: no processor is built, token id 0 stands for the image.", folder)
         return None
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def convert_config(
@@ -244,7 +244,7 @@ def convert_weights(
             raise ValueError(
                 "The checkpoint has no vision-tower weights; pass vision_tower=FOLDER_OR_HUB_ID that has them."
             )
-        pretrained = AutoModel.from_pretrained(tower_source, config=config.vision_config)
+        pretrained = AutoModel.from_pretrained(tower_source, config=config.vision_config, trust_remote_code=False)
         tower = {name.removeprefix("vision_model."): tensor for name, tensor in pretrained.state_dict().items()}
     state = {f"model.vision_tower.{name}": tensor for name, tensor in tower.items()}
     for name, tensor in weights.items():

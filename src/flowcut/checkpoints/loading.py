@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..errors import FlowCutError, UnsupportedModelError
 from ..inputs.pictures import first_line
-from ..models import FAMILIES
+from ..models import FAMILIES, supported_classes
 from .llava import is_original_llava, load_llava
 from .mini import MINI, mini_folder
 
@@ -63,7 +63,7 @@ def load_model(path_or_id: str, device: str | None = None, dtype: str | None = N
     check_family(path_or_id, config)
     processor = load_processor(path_or_id)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=what)
+        model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=what, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{path_or_id} could not be loaded: {first_line(error)}") from error
     return LoadedModel(moved(model, where), processor, where, what)
@@ -132,9 +132,9 @@ def check_family(path_or_id: str, config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     class_name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(str(model_type))
     if class_name not in {family.class_name for family in FAMILIES}:
-        supported = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
         raise UnsupportedModelError(
-            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support. Supported: {supported}."
+            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support. "
+            f"Supported: {supported_classes()}."
         )
 
 
@@ -146,7 +146,7 @@ def load_processor(path_or_id: str) -> Any:
     """
     factory: Any = AutoProcessor
     try:
-        processor = factory.from_pretrained(path_or_id)
+        processor = factory.from_pretrained(path_or_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FlowCutError(
             f"{path_or_id} has no usable processor ({first_line(error)}) Save one beside the model with "

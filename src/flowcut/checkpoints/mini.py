@@ -56,7 +56,8 @@ def load_mini(
     folder = mini_folder(progress=progress)
     loader: Any = LlavaForConditionalGeneration
     processors: Any = AutoProcessor
-    return loader.from_pretrained(folder, dtype=dtype).eval(), processors.from_pretrained(folder)
+    model = loader.from_pretrained(folder, dtype=dtype).eval()
+    return model, processors.from_pretrained(folder, trust_remote_code=False)
 
 
 def mini_folder(*, progress: Progress | None = None) -> Path:
@@ -130,7 +131,7 @@ def write_checkpoint(source: Path, target: Path, progress: Progress) -> None:
         scaling = float(training["alpha_over_rank"])
         merge_adapters(tower, load_file(source / "tower_adapters.safetensors"), scaling)
         merge_adapters(language, load_file(source / "adapters.safetensors"), scaling)
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model: Any = LlavaForConditionalGeneration(config)
         model.model.vision_tower.load_state_dict(tower)
         model.model.language_model.load_state_dict(language)

@@ -29,24 +29,49 @@ FAMILIES: tuple[ModelFamily, ...] = (
     InternVL(),
 )
 
-__all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts"]
+__all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts", "supported_classes"]
 
 
 def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
     """Find the supported model inside ``model``, which may be it, or wrap it (PEFT, DDP).
 
     Raises:
-        UnsupportedModelError: none is found; the message lists what is supported.
+        UnsupportedModelError: none is found, or more than one; the message lists what is supported.
     """
-    parents = {child: parent for parent in model.modules() for child in parent.children()}
-    for module in model.modules():
-        for family in FAMILIES:
-            if family.is_base(module):
-                parent = parents.get(module)
-                top = parent if parent is not None and hasattr(parent, "loss_function") else module
-                return family, family.parts(module, top)
-    supported = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
-    raise UnsupportedModelError(
-        f"{type(model).__name__} is not a supported vision-language model. Supported: {supported}. "
-        "docs/adding-a-family.md says how to add one."
-    )
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"Expected a loaded model (a torch.nn.Module), got {shortened(model)} of type {type(model).__name__}. "
+            "Load one first, such as LlavaForConditionalGeneration.from_pretrained(...). "
+            f"Supported: {supported_classes()}."
+        )
+    found = [
+        (family, path, module)
+        for path, module in model.named_modules()
+        if (family := next((family for family in FAMILIES if family.is_base(module)), None)) is not None
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a supported vision-language model. Supported: {supported_classes()}. "
+            "docs/adding-a-family.md says how to add one."
+        )
+    if len(found) > 1:
+        places = ", ".join(f"{type(module).__name__} at {path or 'the top'}" for _, path, module in found)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds {len(found)} supported models, of which one is allowed: {places}. Give "
+            "one of them; each can have a method of its own."
+        )
+    family, _, base = found[0]
+    parent = next((parent for parent in model.modules() if any(child is base for child in parent.children())), None)
+    top = parent if parent is not None and hasattr(parent, "loss_function") else base
+    return family, family.parts(base, top)
+
+
+def supported_classes() -> str:
+    """The supported classes with the names of their families, for error messages."""
+    return ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
+
+
+def shortened(value: object, width: int = 60) -> str:
+    """What a value looks like, in at most ``width`` characters."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
