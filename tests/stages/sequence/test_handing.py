@@ -102,6 +102,46 @@ def test_a_larger_picture_is_cut_where_the_tower_interpolates_its_positions(towe
                 torch.testing.assert_close(batched[row, -1], model(**one).logits[0, -1], rtol=1e-5, atol=1e-5)
 
 
+def nothing(name: str) -> Iterator[dict[str, Tensor]]:
+    """The ways to give a family no image, or no video, in tensors of its own form."""
+    side = zoo.SIDE * 2 if name in ("idefics3", "internvl") else zoo.SIDE
+    if name.startswith("qwen"):
+        for pixels, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+            yield {pixels: torch.zeros(0, 1176), grid: torch.zeros(0, 3, dtype=torch.long)}
+        return
+    sizes = {"image_sizes": torch.zeros(0, 2, dtype=torch.long)} if name.startswith("llava_") else {}
+    if name == "idefics3":
+        yield {"pixel_values": torch.zeros(2, 1, 3, side, side)}
+        yield {"pixel_values": torch.zeros(2, 0, 3, side, side)}
+    else:
+        yield {"pixel_values": torch.zeros(0, 3, side, side), **sizes}
+    if sizes:
+        yield {"pixel_values": torch.zeros(0, zoo.TILES, 3, side, side), **sizes}
+    if name in ("llava_onevision", "video_llava"):
+        yield {"pixel_values_videos": torch.zeros(0, zoo.FRAMES, 3, side, side)}
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_no_image_in_a_tensor_of_images_is_what_it_is_uncut(name: str) -> None:
+    """LLaVA-NeXT takes it for text; the other models refuse it, and so does an attached one."""
+    model = zoo.case(name).model
+    text = tiny.batch([families.prompt([], seed=seed, words=3 + seed) for seed in (0, 1)], "left")
+    plain = outcome(model, text)
+    ways = list(nothing(name))
+    assert ways
+    for pixels in ways:
+        expected = outcome(model, {**text, **pixels})
+        if name == "llava_next":
+            assert same(expected, plain)
+        for method in METHODS:
+            with attach(model, method(retain_ratio=0.3)) as handle:
+                found = outcome(model, {**text, **pixels})
+                assert isinstance(found, Tensor) == isinstance(expected, Tensor)
+                if isinstance(expected, Tensor):
+                    assert same(found, expected)
+                    assert handle.trace.images == []
+
+
 @torch.no_grad()
 def test_a_model_in_use_by_another_thread_is_not_touched_while_its_forward_is_asked() -> None:
     model = tiny.tiny_model()
