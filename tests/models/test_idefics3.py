@@ -16,7 +16,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from flowcut import FlowCut, UnsupportedModelError, attach
+from flowcut import CDPruner, DivPrune, FlowCut, Method, UnsupportedModelError, attach
 
 TOKENS = tiny.PATCHES // 4
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -64,6 +64,32 @@ both = pytest.mark.parametrize("kind", sorted(CLASSES))
 @pytest.mark.parametrize("budget", [{"target_num": 4}, {"retain_ratio": 0.6}])
 def test_a_batch_equals_single_runs(kind: str, budget: dict[str, Any]) -> None:
     families.check_batch(tiny_model(kind), SAMPLES, FlowCut(**budget), together)
+
+
+TILES_OF_SAMPLES = [(0, 1, 2), (2, 1, 0), (1, 1), (0, 2), (3, 0, 0)]
+"""Batches of as many samples as tiles: the model hands out one entry a sample, which may not be taken for a tile's."""
+
+
+@both
+@pytest.mark.parametrize("method", [FlowCut, DivPrune, CDPruner])
+@pytest.mark.parametrize("tiles", TILES_OF_SAMPLES)
+def test_as_many_samples_as_tiles_are_no_tiles(kind: str, tiles: tuple[int, ...], method: type[Method]) -> None:
+    samples = [sample(count, seed) for seed, count in enumerate(tiles)]
+    families.check_batch(tiny_model(kind), samples, method(target_num=4), together)
+
+
+@both
+@pytest.mark.filterwarnings("ignore:target_num")
+@pytest.mark.parametrize("tiles", TILES_OF_SAMPLES)
+@torch.no_grad()
+def test_beams_of_a_batch_at_full_budget_are_those_of_the_uncut_model(kind: str, tiles: tuple[int, ...]) -> None:
+    model = tiny_model(kind)
+    samples = [sample(count, seed) for seed, count in enumerate(tiles)]
+    options: dict[str, Any] = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False, "eos_token_id": None}
+    options["suppress_tokens"] = [tiny.IMAGE_TOKEN]
+    expected = [model.generate(**together([one]), **options)[0, -4:].tolist() for one in samples]
+    with attach(model, FlowCut(target_num=TOKENS)):
+        assert model.generate(**together(samples), **options)[:, -4:].tolist() == expected
 
 
 @both

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,8 @@ class ImageLayout:
             tokens, 4]``, the patches in every token, and float ``[visual tokens, 4]``, their weights. The tower then
             stays whole and tokens are cut behind it; ``tokens`` names the nearest patch of each.
         blocked: why patches cannot be cut in the tower, where that is so, else empty.
+        handed_out: what one entry of the features is that ``get_image_features`` and its like hand out: all of an image
+            (or video), a row of the tower's batch, or all images of a sample.
     """
 
     tiles: int
@@ -158,6 +160,7 @@ class ImageLayout:
     pooled: Tensor | None = None
     blend: tuple[Tensor, Tensor] | None = None
     blocked: str = ""
+    handed_out: Literal["image", "row", "sample"] = "image"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -51,7 +52,9 @@ class Idefics3(ModelFamily):
             return type(connector).pixel_shuffle(connector, numbers, scale)
 
         shape = (1, grid[0] * grid[1], 1)
-        return [shuffled_layout(shuffle, shape, grid, connector.scale_factor)] * images
+        layout = shuffled_layout(shuffle, shape, grid, connector.scale_factor)
+        # The model joins the features of each sample; placeholders come in one block for every tile.
+        return [replace(layout, handed_out="sample")] * images
 
 
 class SmolVLM(Idefics3):

@@ -55,4 +55,5 @@ class VideoLlava(Llava):
         frames = options["pixel_values_videos"].shape[1]
         patches = torch.arange(frames * grid[0] * grid[1]).reshape(frames, -1)
         tokens = torch.cat([torch.full((frames, choice.visible_prefix), PREFIX), patches], dim=1).flatten()
-        return [ImageLayout(frames, (frames, *grid), tokens, complete=True)] * (images // frames)
+        layout = ImageLayout(frames, (frames, *grid), tokens, complete=True, handed_out="row")
+        return [layout] * (images // frames)

@@ -28,16 +28,16 @@ def encode(owner: object, modality: str, original: Callable[..., Any], *args: An
         finally:
             current.options, current.images = {}, []
     traces: list[ImageTrace] = getattr(output, TRACES, [])
-    features = getattr(output, "pooler_output", None)
-    if isinstance(features, Tensor) and len(features) == sum(len(trace.tiles) for trace in traces) > len(traces):
-        output.pooler_output = join_rows(traces, features)
+    handed_out = traces[0].layout.handed_out if traces else "image"
+    if handed_out == "row":
+        output.pooler_output = join_rows(traces, output.pooler_output)
+    elif handed_out == "sample":
+        tokens_of_images = [trace.visual_tokens for trace in traces]
+        output.pooler_output = list(torch.split(torch.cat(output.pooler_output), tokens_of_images))
     elif any(trace.layout.pooled is not None and not trace.whole for trace in traces):
         # Tokens that the model pooled: all videos of a call have as many of them left.
         kept = [tokens[trace.placeholder_kept] for tokens, trace in zip(output.pooler_output, traces, strict=True)]
         output.pooler_output = torch.stack(kept)
-    elif isinstance(features, list) and len(features) != len(traces) > 0:
-        # Idefics3 joins the features of each sample, but placeholders come in one block for every tile.
-        output.pooler_output = list(torch.split(torch.cat(features), [trace.visual_tokens for trace in traces]))
     return output
 
 

@@ -23,6 +23,7 @@ from ..forward_pass import at_work, begin, end
 from .cache import read_states, write_states
 from .cache_argument import cache_in, with_current_name
 from .generation import generation_overrides
+from .handing import handed_to
 from .outputs import OutputStage
 from .shortening import TOKENS, Shortened, Shortening, two_dimensional_mask
 
@@ -128,10 +129,15 @@ class SequenceStage:
             outputs = dict(call.get("mm_encoder_outputs") or {})
             if modality in outputs:
                 raise ValueError(f"Give either {pixels} or mm_encoder_outputs[{modality!r}], not both.")
-            encode = getattr(self.parts.base, f"get_{modality}_features")
-            accepted = inspect.signature(encode).parameters
-            arguments = {name: call[name] for name in accepted if name in call}
-            outputs[modality] = encode(**arguments, return_dict=True)
+            encoder = f"get_{modality}_features"
+            others = [name for names in PIXELS.values() for name in names if name != pixels and name in call]
+            alone = {**call, **dict.fromkeys([*others, "mm_encoder_outputs"])}
+            handed = handed_to(self.parts.base, encoder, alone)
+            if handed is None:
+                # Pixels without an image, which the model's forward leaves alone.
+                continue
+            args, arguments = handed
+            outputs[modality] = getattr(self.parts.base, encoder)(*args, **{**arguments, "return_dict": True})
             call.update({"mm_encoder_outputs": outputs, pixels: None})
 
     def _traced(self, shortened: Shortened) -> Trace:
