@@ -173,9 +173,7 @@ def stretches_of(trace: Trace, mask: Tensor) -> list[list[Tensor]]:
     return found
 
 
-def embedded(
-    parts: ModelParts, ids: Tensor, encoded: dict[str, Any], trace: Trace
-) -> tuple[Tensor, list[Tensor]]:
+def embedded(parts: ModelParts, ids: Tensor, encoded: dict[str, Any], trace: Trace) -> tuple[Tensor, list[Tensor]]:
     """The embeddings ``[B, L, width]`` of a call, NaN where a visual token was cut, and what DeepStack adds to them."""
     visual = torch.zeros_like(ids, dtype=torch.bool)
     for token in parts.placeholders.values():
