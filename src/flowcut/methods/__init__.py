@@ -9,6 +9,7 @@ from .divprune import DivPrune
 from .downsample import Downsample
 from .fastv import FastV
 from .flowcut import FlowCut
+from .naming import MethodExpression, describe, read_expression, read_expressions
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -49,6 +50,7 @@ __all__ = [
     "FastV",
     "FlowCut",
     "Method",
+    "MethodExpression",
     "PruMerge",
     "PyramidDrop",
     "Random",
@@ -58,16 +60,27 @@ __all__ = [
     "Uniform",
     "VisPruner",
     "VisionZip",
+    "describe",
     "make_method",
+    "make_methods",
+    "read_expression",
+    "read_expressions",
 ]
 
 
-def make_method(name: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:
-    """A method by name with its default hyper-parameters.
+def make_method(expression: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:
+    """A method by name, with its default hyper-parameters but for those that are given.
+
+    Args:
+        expression: a name, or a name with settings, such as ``flowcut(history=0.7,cut_every=none)``.
+        target_num, retain_ratio: its budget, see :class:`Method`; one in the expression goes before them.
 
     Raises:
-        ValueError: unknown name or bad budget.
+        ValueError: unknown name or setting, a value that is not allowed, or a bad budget.
     """
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}; known: {', '.join(sorted(METHODS))}.")
-    return METHODS[name](target_num=target_num, retain_ratio=retain_ratio)
+    return read_expression(expression, METHODS).build(target_num, retain_ratio)
+
+
+def make_methods(expressions: str, target_num: int | None = None, retain_ratio: float | None = None) -> list[Method]:
+    """Several methods separated by commas, each as :func:`make_method` makes it; the same one twice counts once."""
+    return [one.build(target_num, retain_ratio) for one in read_expressions(expressions, METHODS)]
