@@ -15,7 +15,7 @@ import tiny_video
 from PIL import Image
 from typer.testing import CliRunner
 
-from flowcut.cli.app import app
+from flowcut.cli import app
 from flowcut.errors import FlowCutError
 from flowcut.inputs.clips import load_clip
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flowcut import METHODS, FlowCut, PyramidDrop, VisionZip
-from flowcut.methods import describe, make_method, make_methods, read_expression, read_expressions
+from flowcut.methods import make_method, make_methods
+from flowcut.methods.naming import describe, read_expression, read_expressions
 from flowcut.methods.settings import BUDGET, read_value, settings_of, written_value
 
 
@@ -59,7 +60,7 @@ def test_an_expression_reads_back_as_itself(name: str) -> None:
 
 def test_a_description_names_what_differs_from_the_defaults() -> None:
     method = FlowCut(target_num=64, history=0.7, criteria="relation", positions="original")
-    assert describe(method) == "flowcut(positions=original,history=0.7,criteria=relation)"
+    assert describe(method) == "flowcut(history=0.7,criteria=relation,positions=original)"
     assert make_method(describe(method), 64) == method
 
 

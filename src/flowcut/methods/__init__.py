@@ -9,7 +9,7 @@ from .divprune import DivPrune
 from .downsample import Downsample
 from .fastv import FastV
 from .flowcut import FlowCut
-from .naming import MethodExpression, describe, read_expression, read_expressions
+from .naming import read_expression, read_expressions
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -50,7 +50,6 @@ __all__ = [
     "FastV",
     "FlowCut",
     "Method",
-    "MethodExpression",
     "PruMerge",
     "PyramidDrop",
     "Random",
@@ -60,11 +59,8 @@ __all__ = [
     "Uniform",
     "VisPruner",
     "VisionZip",
-    "describe",
     "make_method",
     "make_methods",
-    "read_expression",
-    "read_expressions",
 ]
 
 

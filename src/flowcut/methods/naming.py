@@ -19,7 +19,8 @@ class MethodExpression:
 
     Attributes:
         method: its class.
-        settings: the fields that are given and their values, in the order of the class's fields.
+        settings: the fields that are given and their values, in the order of
+            :func:`~flowcut.methods.settings.settings_of`.
     """
 
     method: type[Method]

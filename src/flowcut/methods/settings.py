@@ -53,21 +53,22 @@ class Setting:
 
 
 def settings_of(method: type[Method]) -> dict[str, Setting]:
-    """All fields of a method by name, in the order in which the dataclass has them."""
+    """All fields of a method by name: its own in their order, then those that every method has."""
     hints = get_type_hints(method)
     meanings: dict[str, str] = {}
     for owner in reversed(method.__mro__):
         for name, text in described_attributes(vars(owner).get("__doc__") or "").items():
             more = text.removeprefix(f"see {Method.__name__}; ")
             meanings[name] = text if more == text else f"{meanings[name]} Here: {more}"
+    shared = {field.name for field in fields(Method)}
     return {
         field.name: Setting(field.name, hints[field.name], field.default, meanings.get(field.name, ""))
-        for field in fields(method)
+        for field in sorted(fields(method), key=lambda field: field.name in shared)
     }
 
 
 def read_settings(method: type[Method], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values from text, in the order of the method's fields.
+    """Values from text, in the order of :func:`settings_of`.
 
     Args:
         method: whose settings they are.
