@@ -14,7 +14,7 @@ import typer
 import zoo
 
 from flowcut import METHODS
-from flowcut.cli.app import app
+from flowcut.cli import app
 from flowcut.models import FAMILIES
 from flowcut.models.base import ImageLayout, ModelFamily, ModelParts, VisionTower
 from flowcut.models.idefics3 import SmolVLM

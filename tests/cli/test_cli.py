@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ import tiny_checkpoint
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import flowcut.cli.app
-import flowcut.cli.eval
 import flowcut.measure.run
 from flowcut import METHODS
-from flowcut.cli.app import app
+from flowcut.cli import app
 from flowcut.models import FAMILIES
 
 QUESTION = "what is shown?"
@@ -143,19 +140,3 @@ def test_out_of_memory_says_what_to_do(picture: Path, checkpoint: Path, monkeypa
     monkeypatch.setattr("flowcut.measure.run.run", full)
     outcome = call_run(picture, checkpoint)
     assert outcome.exit_code == 2 and "--dtype bfloat16" in outcome.stderr
-
-
-def test_heavy_imports_stay_inside_the_commands() -> None:
-    for module in (flowcut.cli.app, flowcut.cli.eval):
-        tree = ast.parse(Path(module.__file__).read_text())
-        imported = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-        assert not {name.split(".")[0] for name in imported} & {
-            "torch",
-            "transformers",
-            "matplotlib",
-            "numpy",
-            "PIL",
-        }
-        own = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level}
-        assert own <= {"eval", "options", "tables"}

@@ -15,7 +15,7 @@ import tiny_video
 from PIL import Image
 from typer.testing import CliRunner
 
-from flowcut.cli.app import app
+from flowcut.cli import app
 from flowcut.errors import FlowCutError
 from flowcut.inputs.clips import load_clip
 
@@ -81,6 +81,8 @@ def test_mistakes(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load_clip(text)
     with pytest.raises(FileNotFoundError, match="No video found"):
         load_clip(tmp_path / "gone.mp4")
+    with pytest.raises(ValueError, match=r"https://example.org/clip.mp4 is a web address. Download the video first"):
+        load_clip("https://example.org/clip.mp4")
     with pytest.raises(ValueError, match="frames must be at least 1"):
         load_clip(clip, 0)
     outcome = call(clip, tiny_checkpoint.save_checkpoint(tmp_path / "llava"))

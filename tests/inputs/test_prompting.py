@@ -34,6 +34,13 @@ def test_empty_question() -> None:
         build_prompt(tiny_checkpoint.tiny_processor(), "  ")
 
 
+def test_a_question_that_is_not_utf_8() -> None:
+    typed = b"caf\xe9?".decode("utf-8", "surrogateescape")
+    with pytest.raises(ValueError, match=r"not UTF-8 text: caf\\udce9\?"):
+        build_prompt(tiny_checkpoint.tiny_processor(), typed)
+    assert "café?" in build_prompt(tiny_checkpoint.tiny_processor(), "café?")
+
+
 @pytest.mark.parametrize("template", [None, CHAT_TEMPLATE, TEMPLATE_WITH_BEGIN])
 def test_inputs_hold_one_image_and_at_most_one_begin_token(template: str | None) -> None:
     inputs = model_inputs(tiny_checkpoint.tiny_processor(template), Image.new("RGB", (90, 90)), "what is shown?")

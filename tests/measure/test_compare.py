@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flowcut import FastV, FlowCut, PyramidDrop, UnsupportedModelError, attach
 from flowcut.attaching import HANDLE
 from flowcut.checkpoints.loading import LoadedModel
-from flowcut.cli.app import app
+from flowcut.cli import app
 from flowcut.inputs.prompting import model_inputs
 from flowcut.measure.compare import Comparison, compare
 from flowcut.view.comparison import draw_comparison

@@ -16,7 +16,8 @@ from flowcut import FlowCut, attach
 from flowcut.attaching import HANDLE
 from flowcut.checkpoints.loading import LoadedModel
 from flowcut.inputs.prompting import model_inputs
-from flowcut.measure.run import RunResult, run
+from flowcut.measure import run as under_test
+from flowcut.measure.run import RunResult, generate, run
 
 QUESTION = "what is shown?"
 TARGET = 8
@@ -121,6 +122,23 @@ def test_whole_budget_changes_nothing(loaded: LoadedModel, picture: Image.Image)
     result = run(loaded, FlowCut(retain_ratio=1.0), picture, QUESTION, max_new_tokens=6, repeats=1)
     assert result.cut.answer == result.uncut.answer
     assert result.cut.visual_tokens == tiny.PATCHES and result.cut.kv_entries == result.uncut.kv_entries
+
+
+def test_without_a_warm_up_the_uncut_model_answers_once_less_and_the_same(
+    loaded: LoadedModel, picture: Image.Image, result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(HANDLE in vars(loaded.model.get_submodule("model")))
+        return generate(*arguments)
+
+    monkeypatch.setattr(under_test, "generate", counted)
+    for warm_up, attached in ((True, [True, False, False, True]), (False, [True, False, True])):
+        calls.clear()
+        again = run(loaded, FlowCut(target_num=TARGET), picture, QUESTION, max_new_tokens=6, repeats=1, warm_up=warm_up)
+        assert calls == attached
+        assert (again.uncut.answer, again.cut.answer) == (result.uncut.answer, result.cut.answer)
 
 
 def test_budget_that_does_not_fit_leaves_nothing_attached(loaded: LoadedModel, picture: Image.Image) -> None:

@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 from flowcut import UnsupportedModelError, attach
-from flowcut.cli.app import app
+from flowcut.cli import app
 from flowcut.tasks import TASKS, load_split, right
 from flowcut.tasks import evaluation as under_test
 from flowcut.tasks.evaluation import choose_questions

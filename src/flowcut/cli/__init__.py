@@ -1,5 +1,53 @@
-"""The command line."""
+"""The command line. A new command is one new file here with a function ``<file name>_command``, and nothing else.
 
-from .app import app
+Everything heavy is imported inside the commands, so that ``flowcut --help`` starts at once.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
 
 __all__ = ["app"]
+
+
+def find_commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The commands in this folder by name, from the names of its files."""
+    for entry in pkgutil.iter_modules(__path__):
+        module = import_module(f".{entry.name}", __name__)
+        command = getattr(module, f"{entry.name}_command", None)
+        if command is not None:
+            yield entry.name.replace("_", "-"), command
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"flowcut {version('flowcut')}")
+        raise typer.Exit
+
+
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Training-free visual-token pruning for vision-language models."""
+
+
+def build_app() -> typer.Typer:
+    """The application with every command in this folder."""
+    built = typer.Typer(name="flowcut", no_args_is_help=True, pretty_exceptions_enable=False)
+    built.callback()(main)
+    for name, command in find_commands():
+        built.command(name)(command)
+    return built
+
+
+app = build_app()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from .options import (
     DEFAULT_MODEL,
@@ -18,10 +17,13 @@ from .options import (
     JsonOption,
     ModelOption,
     prepare_mini,
+    printable,
     progress_bar,
     quiet_libraries,
+    quiet_transformers,
     user_errors,
 )
+from .tables import print_tables
 
 if TYPE_CHECKING:
     from ..checkpoints.loading import LoadedModel
@@ -36,7 +38,12 @@ def eval_command(
         str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v1.")
     ] = "test-v1",
     method: Annotated[
-        str, typer.Option("--method", "--methods", help="Names separated by commas; also oracle.")
+        str,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="Names separated by commas, settings in brackets: flowcut(history=0.7),visionzip; also oracle.",
+        ),
     ] = "flowcut",
     target_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "192,128,64,32",
     positions: Annotated[
@@ -63,13 +70,14 @@ def eval_command(
         if model == DEFAULT_MODEL:
             prepare_mini(errors)
         with quiet_libraries(errors):
-            with errors.status(f"Loading {escape(model)} ..."):
+            with errors.status(f"Loading {printable(model)} ..."):
+                quiet_transformers()
                 from ..checkpoints.loading import load_model
                 from ..tasks import TASKS, load_split
                 from ..tasks.evaluation import choose_questions
                 from ..view.report import cells_of, figures_of, header_of, save_report, uncut_of
 
-                plans = plan_rows(names_in(method), budgets_in(target_num), names_in(positions or ""))
+                plans = plan_rows(method, budgets_in(target_num), names_in(positions or ""))
                 split = load_split(split_name)
                 asked = choose_questions(split, list(TASKS) if tasks == "all" else names_in(tasks), limit, per_task)
                 loaded = load_model(model, device, dtype)
@@ -90,23 +98,7 @@ def eval_command(
             typer.echo(json.dumps({**identity, "rows": [figures_of(row, uncut) for row in rows]}))
             return
         print_tables(Console(), header_of(rows), [cells_of(row, uncut) for row in rows])
-        Console(soft_wrap=True).print("Written: " + ", ".join(escape(str(path)) for path in paths))
-
-
-def print_tables(console: Console, header: list[str], rows: list[list[str]]) -> None:
-    """Print costs and accuracies, one below the other so that both fit into a terminal."""
-    from ..view.report import COLUMNS
-
-    named = 3  # method, positions and tokens stand in both
-    tasks = slice(len(COLUMNS) - 2, None)
-    for columns in (slice(named, len(COLUMNS) - 2), tasks):
-        table = Table()
-        for heading in (*header[:named], *header[columns]):
-            table.add_column(heading.replace(" (", "\n("), overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in (*row[:named], *row[columns])))
-        console.print(table)
-    console.print("Accuracy in %, in brackets 95% intervals; table.md says what the columns mean.")
+        Console(soft_wrap=True).print("Written: " + ", ".join(printable(path) for path in paths))
 
 
 def checkpoint_name(model: str) -> str:
@@ -135,23 +127,35 @@ def budgets_in(text: str) -> list[int]:
         ) from error
 
 
-def plan_rows(methods: list[str], budgets: list[int], positions: list[str]) -> list[RowPlan]:
-    """Uncut first, then every method at every budget; names and budgets are checked before anything runs.
+def plan_rows(methods: str, budgets: list[int], positions: list[str]) -> list[RowPlan]:
+    """Uncut first, then every method at every budget; names, settings and budgets are checked before anything runs.
+
+    Args:
+        methods: see :func:`~flowcut.methods.naming.read_expressions`.
+        budgets: visual tokens per image.
+        positions: see :class:`RowPlan`; none for each method's own.
 
     Raises:
-        ValueError: an unknown method or positions, or a bad budget.
+        ValueError: an unknown method, setting or positions, or a bad budget.
     """
     from ..methods import METHODS
+    from ..methods.naming import read_expressions
     from ..tasks.asking import ORACLE, UNCUT, RowPlan
+    from ..tasks.oracle import Oracle
 
     plans = [RowPlan(UNCUT)]
     places: list[Any] = [*positions] or [None]
-    for name in methods:
-        if name not in (*METHODS, ORACLE):
-            raise ValueError(f"Unknown method {name!r}; known: {', '.join([*METHODS, ORACLE])}.")
+    for expression in read_expressions(methods, {**METHODS, ORACLE: Oracle}):
+        given = dict(expression.settings)
+        if given and expression.method is Oracle:
+            raise ValueError(f"{ORACLE} takes no settings, got {expression}.")
+        if expression.has_budget:
+            raise ValueError(f"{expression}: the budgets of an evaluation are given with --target-num.")
+        if positions and "positions" in given:
+            raise ValueError(f"{expression}: positions are given twice, here and with --positions.")
         for place in places:
             for budget in budgets:
-                plan = RowPlan(name, budget, place)
+                plan = RowPlan(str(expression), budget, place)
                 plan.build(tuple(range(budget)))
                 plans.append(plan)
     return plans
@@ -177,8 +181,7 @@ def measure(
             path = row_file(output, identity, plan)
             row = load_row(path)
             if row is None:
-                name = f"{plan.method} {plan.target_num or ''} {plan.positions or ''}".strip()
-                task = bar.add_task(f"{name}: scenes", total=len(asked))
+                task = bar.add_task(f"{escape(plan.label)}: scenes", total=len(asked))
 
                 def report(scenes: int, task: Any = task) -> None:
                     bar.update(task, completed=scenes)

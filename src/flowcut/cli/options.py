@@ -1,4 +1,4 @@
-"""What the commands share: options, errors, and keeping stdout clean."""
+"""What the commands share: options, errors, keeping stdout clean, and opening the model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any, Optional
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
+
+if TYPE_CHECKING:
+    from ..checkpoints.loading import LoadedModel
 
 DEFAULT_TARGET = 64
 DEFAULT_MODEL = "flowcut-mini"
 
+QuestionArgument = Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)]
 ModelOption = Annotated[
     str, typer.Option(help="flowcut-mini, a folder or a hub id (in Hugging Face's or LLaVA's own format).")
 ]
@@ -35,6 +42,32 @@ DtypeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What the commands that ask one question have in common.
+
+    Attributes:
+        model: flowcut-mini, a folder or a hub id.
+        max_new_tokens: longest answer.
+        repeats: measured runs of each.
+        device, dtype: by name; None for the best one here.
+        drawing: the picture to draw into, if any.
+        as_json: whether to print JSON.
+        warm_up: see :func:`~flowcut.measure.run.run`; only the CPU does without.
+        errors: where everything but the result is printed.
+    """
+
+    model: str = DEFAULT_MODEL
+    max_new_tokens: int = 64
+    repeats: int = 3
+    device: str | None = None
+    dtype: str | None = None
+    drawing: Path | None = None
+    as_json: bool = False
+    warm_up: bool = True
+    errors: Console = field(default_factory=lambda: Console(stderr=True))
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turn what a user can mend into one red line on stderr and exit code 2."""
@@ -50,18 +83,18 @@ def user_errors() -> Iterator[None]:
         message = "The device ran out of memory. Try --dtype bfloat16, fewer --max-new-tokens, or --device cpu."
     else:
         return
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] [red]{escape(message)}[/]")
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] [red]{printable(message)}[/]")
     raise typer.Exit(2)
+
+
+def printable(text: str | Path) -> str:
+    """Text for a console: no markup in it, and bytes that are not UTF-8 (a path may hold them) are written out."""
+    return escape(str(text).encode(errors="backslashreplace").decode())
 
 
 @contextlib.contextmanager
 def quiet_libraries(errors: Console) -> Iterator[None]:
     """Keep stdout for the result: libraries that print reach stderr, warnings become one yellow line each."""
-    from transformers.utils import logging
-
-    library: Any = logging
-    library.set_verbosity_error()
-    library.disable_progress_bar()
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -69,7 +102,16 @@ def quiet_libraries(errors: Console) -> Iterator[None]:
             yield
         finally:
             for message in dict.fromkeys(str(warning.message) for warning in caught):
-                errors.print(f"[yellow]Warning: {escape(' '.join(message.split()))}[/]", soft_wrap=True)
+                errors.print(f"[yellow]Warning: {printable(' '.join(message.split()))}[/]", soft_wrap=True)
+
+
+def quiet_transformers() -> None:
+    """Leave out what transformers tells about loading."""
+    from transformers.utils import logging
+
+    library: Any = logging
+    library.set_verbosity_error()
+    library.disable_progress_bar()
 
 
 def prepare_mini(errors: Console) -> None:
@@ -77,7 +119,26 @@ def prepare_mini(errors: Console) -> None:
     with quiet_libraries(errors):
         with errors.status("Starting ..."):
             from ..checkpoints.mini import mini_folder
+        quiet_transformers()
         mini_folder()
+
+
+@contextlib.contextmanager
+def opened_model(options: RunOptions) -> Iterator[tuple[LoadedModel, Status]]:
+    """The model of a command, ready to answer, and the line that tells what is being done."""
+    errors = options.errors
+    if options.model == DEFAULT_MODEL:
+        prepare_mini(errors)
+    with errors.status("Starting ...") as status, quiet_libraries(errors):
+        if options.drawing is not None:
+            from ..view.overlay import check_path
+
+            check_path(options.drawing)
+        quiet_transformers()
+        from ..checkpoints.loading import load_model
+
+        status.update(f"Loading {printable(options.model)} ...")
+        yield load_model(options.model, options.device, options.dtype), status
 
 
 def progress_bar(console: Console | None = None, *, disable: bool = False) -> Progress:

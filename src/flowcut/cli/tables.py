@@ -40,15 +40,44 @@ def cell(value: Any) -> str:
     return escape(str(value))
 
 
+def print_method(console: Console, told: dict[str, Any]) -> None:
+    """Print what ``flowcut methods NAME`` tells."""
+    from ..methods.settings import written_value
+
+    console.print(f"[bold cyan]{escape(told['name'])}[/]: {escape(told['summary'])}")
+    console.print(f"Cuts: {escape(told['stage'])}")
+    console.print(f"Paper: {escape(told['paper']) or 'none, a control'}")
+    if told["needs"]:
+        console.print(f"Needs: {escape(', '.join(told['needs']))}")
+    table = Table(show_lines=True)
+    for heading, style in (("setting", "bold cyan"), ("values", None), ("default", None), ("meaning", None)):
+        table.add_column(heading, style=style, overflow="fold")
+    for setting in told["settings"]:
+        table.add_row(
+            escape(setting["name"]),
+            escape(setting["values"]),
+            escape(written_value(setting["default"])),
+            escape(setting["meaning"]),
+        )
+    console.print(table)
+    console.print(
+        f"Set them with --set NAME=VALUE, or in brackets where methods are listed: "
+        f"{escape(told['name'])}(NAME=VALUE,NAME=VALUE)."
+    )
+
+
 def print_result(console: Console, result: RunResult) -> None:
     """Print both answers and the table of costs."""
+    from ..methods.naming import describe
+
+    method = escape(describe(result.method))
     console.print(f"[bold]{escape(result.question)}[/]")
-    for name, side in (("uncut", result.uncut), (result.method.name, result.cut)):
+    for name, side in (("uncut", result.uncut), (method, result.cut)):
         answer = escape(side.answer) or "[dim](no text)[/]"
         console.print(f"[cyan]{name}[/] [dim]({side.visual_tokens} visual tokens)[/]: {answer}")
     table = Table(caption=f"Times are medians of {result.repeats} run(s) each; FLOPs are counted.")
     table.add_column("")
-    for heading in ("uncut", result.method.name, "of uncut"):
+    for heading in ("uncut", on_lines(method), "of uncut"):
         table.add_column(heading, justify="right")
     for group in zip(cost_rows(result.uncut), cost_rows(result.cut), strict=True):
         for (label, before, unit), (_, after, _) in zip(*group, strict=True):
@@ -62,18 +91,20 @@ def print_result(console: Console, result: RunResult) -> None:
 
 def print_comparison(console: Console, result: Comparison) -> None:
     """Print the table of methods."""
+    from ..methods.naming import describe
+
     console.print(f"[bold]{escape(result.question)}[/]")
     table = Table(
         caption=f"Tokens are visual tokens: into the language model / mean over its layers. Times are medians of "
         f"{result.repeats} run(s); FLOPs (tower, projector, prefill) are counted."
     )
-    table.add_column("")
+    table.add_column("", overflow="fold")
     table.add_column("answer", overflow="fold")
     for heading in ("tokens", "kv entries", "FLOPs", "tower", "prefill", "decoding"):
         table.add_column(heading, justify="right")
     for name, side, refusal in [
         ("uncut", result.uncut, ""),
-        *((row.method.name, row.outcome, row.refusal) for row in result.rows),
+        *((on_lines(describe(row.method)), row.outcome, row.refusal) for row in result.rows),
     ]:
         if side is None:
             table.add_row(escape(name), f"[yellow]refused: {escape(refusal)}[/]")
@@ -87,6 +118,27 @@ def print_comparison(console: Console, result: Comparison) -> None:
             *(amount(time, "s") for time in (side.seconds.tower, side.seconds.prefill, side.seconds.decoding)),
         )
     console.print(table)
+
+
+def print_tables(console: Console, header: list[str], rows: list[list[str]]) -> None:
+    """Print costs and accuracies, one below the other so that both fit into a terminal."""
+    from ..view.report import COLUMNS
+
+    named = 3  # method, positions and tokens stand in both
+    tasks = slice(len(COLUMNS) - 2, None)
+    for columns in (slice(named, len(COLUMNS) - 2), tasks):
+        table = Table()
+        for heading in (*header[:named], *header[columns]):
+            table.add_column(heading.replace(" (", "\n("), overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell.replace(" (", "\n(")) for cell in (*row[:named], *row[columns])))
+        console.print(table)
+    console.print("Accuracy in %, in brackets 95% intervals; table.md says what the columns mean.")
+
+
+def on_lines(expression: str) -> str:
+    """A method's name, and each of its settings on a line of its own."""
+    return expression.replace("(", "\n(", 1).replace(",", ",\n ")
 
 
 def cost_rows(side: Outcome) -> list[list[tuple[str, float, str]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FlowCutError
+from .files import check_file
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
 FRAMES = 8
@@ -39,12 +40,12 @@ def load_clip(path: str | Path, frames: int = FRAMES) -> Clip:
     Raises:
         FileNotFoundError: there is no such file.
         FlowCutError: PyAV is not installed.
-        ValueError: ``frames`` is below 1, or the file holds no video that can be decoded.
+        ValueError: ``frames`` is below 1, the path is a web address or a pipe, or the file holds no video that can be
+            decoded.
     """
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}.")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No video found at {str(path)!r}.")
+    check_file(path, "video")
     try:
         import av
     except ImportError as error:

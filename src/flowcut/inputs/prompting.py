@@ -10,6 +10,26 @@ from PIL import Image
 from .clips import Clip
 
 
+def checked_question(question: str, kind: str = "image") -> str:
+    """The question without the space around it.
+
+    Raises:
+        ValueError: nothing is left of it, or it holds a byte that is not UTF-8.
+    """
+    question = question.strip()
+    if not question:
+        raise ValueError(f"The question is empty. Ask something about the {kind}, such as 'What is shown here?'.")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        # Python hands on a byte that it cannot decode as a lone surrogate.
+        shown = question.encode(errors="backslashreplace").decode()
+        raise ValueError(
+            f"The question is not UTF-8 text: {shown}. Type it again, or save its file as UTF-8."
+        ) from error
+    return question
+
+
 def build_prompt(processor: Any, question: str, kind: str = "image") -> str:
     """The prompt for one image or video and one question.
 
@@ -23,11 +43,9 @@ def build_prompt(processor: Any, question: str, kind: str = "image") -> str:
         The text, with one placeholder that the processor will expand.
 
     Raises:
-        ValueError: the question is empty.
+        ValueError: see :func:`checked_question`.
     """
-    question = question.strip()
-    if not question:
-        raise ValueError(f"The question is empty. Ask something about the {kind}, such as 'What is shown here?'.")
+    question = checked_question(question, kind)
     if getattr(processor, "chat_template", None):
         content = [{"type": kind}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
@@ -49,7 +67,7 @@ def model_inputs(processor: Any, visual: Image.Image | Clip, question: str) -> A
         or ``pixel_values_videos``.
 
     Raises:
-        ValueError: the question is empty.
+        ValueError: see :func:`checked_question`.
     """
     if isinstance(visual, Clip):
         prompt = build_prompt(processor, question, "video")

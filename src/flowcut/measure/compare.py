@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from PIL import Image
@@ -42,6 +42,7 @@ class Compared:
         """Plain numbers and texts, for JSON."""
         return {
             "method": self.method.name,
+            "settings": {field.name: getattr(self.method, field.name) for field in fields(self.method)},
             "outcome": None if self.outcome is None else self.outcome.as_dict(),
             "refusal": self.refusal,
             "kept": None if self.kept is None else self.kept.tolist(),

@@ -105,10 +105,12 @@ def run(
     *,
     max_new_tokens: int = 64,
     repeats: int = 3,
+    warm_up: bool = True,
 ) -> RunResult:
     """Answer a question about an image twice with the same model: as it is, and with ``method`` attached.
 
-    Both run once to warm up, then ``repeats`` times in turns, so that a machine that slows down slows both.
+    Both run once to warm up (see ``warm_up``), then ``repeats`` times in turns, so that a machine that slows down slows
+    both.
 
     Args:
         loaded: the model and its processor. A method that is attached to it already is taken off.
@@ -117,6 +119,7 @@ def run(
         question: what is asked.
         max_new_tokens: at most so many tokens per answer.
         repeats: measured runs of each.
+        warm_up: whether the uncut model, too, runs once before it is measured; the method always does.
 
     Returns:
         Both answers and their costs. The model has nothing attached any more, also if an error was raised.
@@ -141,10 +144,12 @@ def run(
             return tokens, seconds, handle.trace
 
     cut_tokens, _, trace = answer_cut()
-    uncut_tokens, _ = generate(loaded, parts, inputs, max_new_tokens)
+    if warm_up:
+        generate(loaded, parts, inputs, max_new_tokens)
     cut_seconds, uncut_seconds = [], []
     for _ in range(repeats):
-        uncut_seconds.append(generate(loaded, parts, inputs, max_new_tokens)[1])
+        uncut_tokens, seconds = generate(loaded, parts, inputs, max_new_tokens)
+        uncut_seconds.append(seconds)
         cut_seconds.append(answer_cut()[1])
     if trace.sequence is None or not trace.images:
         raise NotAppliedError("No image went through the model, so there was nothing to cut. Check the processor.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base import Method as Method
+from .naming import read_expression, read_expressions
 
 # isort: off
 # In the order in which they are listed: FlowCut, what it is compared with, controls.
@@ -33,15 +34,22 @@ METHODS: dict[str, type[Method]] = {
 """Every method above by its name, in that order."""
 
 if not TYPE_CHECKING:  # type checkers read the imports above, which need no list beside them
-    __all__ = ["METHODS", "Method", "make_method", *(method.__name__ for method in METHODS.values())]
+    __all__ = ["METHODS", "Method", "make_method", "make_methods", *(method.__name__ for method in METHODS.values())]
 
 
-def make_method(name: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:
-    """A method by name with its default hyper-parameters.
+def make_method(expression: str, target_num: int | None = None, retain_ratio: float | None = None) -> Method:
+    """A method by name, with its default hyper-parameters but for those that are given.
+
+    Args:
+        expression: a name, or a name with settings, such as ``flowcut(history=0.7,cut_every=none)``.
+        target_num, retain_ratio: its budget, see :class:`Method`; one in the expression goes before them.
 
     Raises:
-        ValueError: unknown name or bad budget.
+        ValueError: unknown name or setting, a value that is not allowed, or a bad budget.
     """
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}; known: {', '.join(sorted(METHODS))}.")
-    return METHODS[name](target_num=target_num, retain_ratio=retain_ratio)
+    return read_expression(expression, METHODS).build(target_num, retain_ratio)
+
+
+def make_methods(expressions: str, target_num: int | None = None, retain_ratio: float | None = None) -> list[Method]:
+    """Several methods separated by commas, each as :func:`make_method` makes it; the same one twice counts once."""
+    return [one.build(target_num, retain_ratio) for one in read_expressions(expressions, METHODS)]

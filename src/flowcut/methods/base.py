@@ -42,6 +42,7 @@ class Method:
 
     Class attributes:
         stage: where it acts, in words.
+        paper: where it was published; empty for controls.
         requires_cls: whether it cannot do without a CLS token.
         reads_text: whether the choice depends on the text.
         shrinks_picture: whether it scales pictures down in front of the tower, and does nothing else.
@@ -68,6 +69,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     stage: ClassVar[str]
+    paper: ClassVar[str] = ""
     requires_cls: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     shrinks_picture: ClassVar[bool] = False

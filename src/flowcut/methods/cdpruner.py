@@ -30,6 +30,7 @@ class CDPruner(Method):
     name: ClassVar[str] = "cdpruner"
     summary: ClassVar[str] = "diverse tokens that match the text (conditional determinantal point process)"
     stage: ClassVar[str] = "behind the projector"
+    paper: ClassVar[str] = "NeurIPS 2025, arXiv 2506.10967"
     reads_text: ClassVar[bool] = True
     cuts_tower: ClassVar[bool] = False
     cuts_projected: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class DivPrune(Method):
     name: ClassVar[str] = "divprune"
     summary: ClassVar[str] = "the tokens that differ most from one another (max-min cosine distance)"
     stage: ClassVar[str] = "behind the projector"
+    paper: ClassVar[str] = "CVPR 2025, arXiv 2503.02175"
     cuts_tower: ClassVar[bool] = False
     cuts_projected: ClassVar[bool] = True
 

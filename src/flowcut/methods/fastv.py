@@ -32,6 +32,7 @@ class FastV(Method):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "one cut after decoder layer K, by the attention of the last prompt token"
     stage: ClassVar[str] = "decoder"
+    paper: ClassVar[str] = "ECCV 2024, arXiv 2403.06764"
     reads_text: ClassVar[bool] = True
     cuts_tower: ClassVar[bool] = False
 

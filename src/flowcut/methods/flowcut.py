@@ -52,6 +52,7 @@ class FlowCut(Method):
     name: ClassVar[str] = "flowcut"
     summary: ClassVar[str] = "information flow to the global token, cut in every second vision layer"
     stage: ClassVar[str] = "tower, decoder"
+    paper: ClassVar[str] = "NeurIPS 2025, arXiv 2505.19536"
     ranks_pooled: ClassVar[bool] = True
 
     history: float = 0.5

@@ -41,6 +41,7 @@ class PruMerge(Method):
     name: ClassVar[str] = "prumerge"
     summary: ClassVar[str] = "LLaVA-PruMerge+: outstanding and evenly spaced patches, neighbours merged in"
     stage: ClassVar[str] = "end of the tower"
+    paper: ClassVar[str] = "ICCV 2025, arXiv 2403.15388"
     requires_cls: ClassVar[bool] = True
 
     attention_share: float = 0.25

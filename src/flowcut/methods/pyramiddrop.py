@@ -33,6 +33,7 @@ class PyramidDrop(Method):
     name: ClassVar[str] = "pyramiddrop"
     summary: ClassVar[str] = "an equal share dropped before decoder layers 8, 16 and 24, by the last prompt token"
     stage: ClassVar[str] = "decoder"
+    paper: ClassVar[str] = "CVPR 2025, arXiv 2410.17247"
     reads_text: ClassVar[bool] = True
     cuts_tower: ClassVar[bool] = False
     ranks_ahead: ClassVar[bool] = True

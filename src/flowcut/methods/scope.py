@@ -28,6 +28,7 @@ class Scope(Method):
     name: ClassVar[str] = "scope"
     summary: ClassVar[str] = "greedy coverage of all tokens, weighted by CLS attention"
     stage: ClassVar[str] = "end of the tower"
+    paper: ClassVar[str] = "NeurIPS 2025, arXiv 2510.24214"
 
     alpha: float = 1.0
 

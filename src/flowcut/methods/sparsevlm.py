@@ -49,6 +49,7 @@ class SparseVLM(Method):
     name: ClassVar[str] = "sparsevlm"
     summary: ClassVar[str] = "cuts after decoder layers 2, 6 and 15 by the attention of rating words; recycles tokens"
     stage: ClassVar[str] = "decoder"
+    paper: ClassVar[str] = "ICML 2025, arXiv 2410.04417"
     reads_text: ClassVar[bool] = True
     cuts_tower: ClassVar[bool] = False
 

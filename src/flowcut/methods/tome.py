@@ -34,6 +34,7 @@ class ToMe(Method):
     name: ClassVar[str] = "tome"
     summary: ClassVar[str] = "similar tokens merged in every vision layer"
     stage: ClassVar[str] = "tower"
+    paper: ClassVar[str] = "ICLR 2023, arXiv 2210.09461"
 
     proportional: bool = True
 

@@ -38,6 +38,7 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     summary: ClassVar[str] = "dominant patches by CLS attention, the rest merged into contextual tokens"
     stage: ClassVar[str] = "end of the tower"
+    paper: ClassVar[str] = "CVPR 2025, arXiv 2412.04467"
 
     dominant: int | None = None
     contextual: int | None = None

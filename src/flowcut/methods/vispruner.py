@@ -29,6 +29,7 @@ class VisPruner(Method):
     name: ClassVar[str] = "vispruner"
     summary: ClassVar[str] = "important patches by CLS attention, and diverse ones without duplicates"
     stage: ClassVar[str] = "end of the tower"
+    paper: ClassVar[str] = "ICCV 2025, arXiv 2412.01818"
 
     important_ratio: float = 0.5
     step: int = 8

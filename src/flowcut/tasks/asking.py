@@ -50,7 +50,8 @@ class RowPlan:
     """One row of the table.
 
     Attributes:
-        method: a name in ``METHODS``, ``oracle``, or ``uncut``.
+        method: a name in ``METHODS`` or one with settings, such as ``flowcut(history=0.7)``, as
+            :class:`~flowcut.methods.naming.MethodExpression` writes it; ``oracle``, or ``uncut``.
         target_num: its budget; ``None`` for ``uncut``.
         positions: see :class:`~flowcut.methods.base.Method`; ``None`` for the method's own default.
     """
@@ -58,6 +59,11 @@ class RowPlan:
     method: str
     target_num: int | None = None
     positions: Positions | None = None
+
+    @property
+    def label(self) -> str:
+        """Method, budget and positions on one line."""
+        return " ".join(str(part) for part in (self.method, self.target_num, self.positions) if part is not None)
 
     def build(self, patches: tuple[int, ...] = ()) -> Method | None:
         """The method, or ``None`` for ``uncut``; ``patches`` are those that the oracle keeps."""

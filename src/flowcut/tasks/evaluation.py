@@ -212,7 +212,8 @@ def row_file(folder: Path, identity: dict[str, Any], plan: RowPlan) -> Path:
     """Where a finished row is kept; another model, split or choice of questions gives another name."""
     described = json.dumps([identity, asdict(plan)], sort_keys=True)
     digest = hashlib.sha256(described.encode()).hexdigest()[:10]
-    parts = [plan.method, str(plan.target_num or "all"), plan.positions or "default", digest]
+    name = plan.method.partition("(")[0]  # the digest tells settings apart
+    parts = [name, str(plan.target_num or "all"), plan.positions or "default", digest]
     return folder / "rows" / f"{'-'.join(parts)}.json"
 
 

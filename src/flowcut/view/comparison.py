@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ..measure.compare import Comparison
+from ..methods.naming import describe
 from .overlay import Panel, Pixels, check_path, draw_panels, kept_grid
 
 ANSWER_CHARACTERS = 24
@@ -20,10 +22,12 @@ def draw_comparison(pixels: Pixels, result: Comparison) -> Figure:
         pixels: the image as the model saw it, ``[height, width, 3]`` in [0, 1].
         result: the comparison; methods that refused the model are left out.
     """
+    names = Counter(row.method.name for row in result.rows)
     panels: list[Panel] = [(f"uncut: {shortened(result.uncut.answer)}", None)]
     for row in result.rows:
         if row.outcome is not None and row.kept is not None:
-            title = f"{row.method.name} · {len(row.kept)}: {shortened(row.outcome.answer)}"
+            name = row.method.name if names[row.method.name] == 1 else describe(row.method)
+            title = f"{name} · {len(row.kept)}: {shortened(row.outcome.answer)}"
             panels.append((title, kept_grid(row.kept, row.grid)))
     return draw_panels(pixels, result.image.grid, panels, [result.question])
 

@@ -1,0 +1,83 @@
+"""The command ``flowcut compare``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from .options import (
+    DEFAULT_MODEL,
+    DEFAULT_TARGET,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuestionArgument,
+    RepeatsOption,
+    RunOptions,
+    TokensOption,
+    opened_model,
+    printable,
+    quiet_libraries,
+    user_errors,
+)
+from .tables import print_comparison
+
+
+def compare_command(
+    image: Annotated[str, typer.Argument(help="A picture: PNG, JPEG, ...", show_default=False)],
+    question: QuestionArgument,
+    model: ModelOption = DEFAULT_MODEL,
+    methods: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Names separated by commas, settings in brackets: flowcut(history=0.7),visionzip; "
+            "all of `flowcut methods` if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    target_num: Annotated[int, typer.Option(help="The budget of each, as it counts it.")] = DEFAULT_TARGET,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Draw what each method kept into this picture.", show_default=False),
+    ] = None,
+    max_new_tokens: TokensOption = 64,
+    repeats: RepeatsOption = 3,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question about an image with several methods, and show what each kept and cost."""
+    options = RunOptions(model, max_new_tokens, repeats, device, dtype, output, as_json)
+    with user_errors():
+        with quiet_libraries(options.errors):
+            from ..inputs.pictures import load_image
+            from ..inputs.prompting import checked_question
+
+            checked_question(question)
+            picture = load_image(image)
+            from ..methods import METHODS, make_methods
+
+            chosen = make_methods(",".join(METHODS) if methods is None else methods, target_num)
+        with opened_model(options) as (loaded, status):
+            from ..measure.compare import compare
+
+            status.update(f"Answering {(len(chosen) + 1) * (repeats + 1)} times ...")
+            result = compare(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
+            if output is not None:
+                from ..view.comparison import save_comparison
+                from ..view.overlay import seen_pixels
+
+                status.update("Drawing ...")
+                pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, result.image)
+                save_comparison(output, pixels, result)
+        if as_json:
+            typer.echo(json.dumps({"model": model, "image": image, **result.as_dict()}))
+            return
+        print_comparison(Console(), result)
+        if output is not None:
+            Console(soft_wrap=True).print(f"Picture written to {printable(output)}")
