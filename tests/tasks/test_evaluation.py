@@ -24,6 +24,7 @@ from flowcut.tasks import evaluation as under_test
 from flowcut.tasks.evaluation import choose_questions
 from flowcut.tasks.metrics import TaskScore
 from flowcut.tasks.oracle import Oracle, asked_patches
+from flowcut.tasks.rows import RowFile
 
 
 def call_eval(*options: Any) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def accuracies(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def stored_answers(folder: Path) -> dict[str, list[str]]:
-    return {path.name: json.loads(path.read_text())["answers"] for path in sorted((folder / "rows").glob("*.json"))}
+    """By method and budget, such as ``flowcut-16``."""
+    plans = {f"{row.plan.method}-{row.plan.target_num}": row.answers for row in RowFile(folder).table()}
+    return dict(sorted(plans.items()))
 
 
 def test_a_slice_end_to_end_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
