@@ -36,9 +36,10 @@ def row_of(table: str, method: str = "uncut", target_num: int | None = None, pos
     raise LookupError(f"{table} has no row of {method}, {target_num}, {positions}")
 
 
-def difference(table: str, first: Row, second: Row, tasks: Sequence[str] | None = None) -> Difference:
-    """How much more ``first`` answers than ``second``, on the questions of ``table``."""
+def difference(table: str, pair: Sequence[Row], tasks: Sequence[str] | None = None) -> Difference:
+    """How much more the first of a pair answers than the second, on the questions of ``table``."""
     identity = load(table)[0]
+    first, second = pair
     return paired_difference(hits_of(identity, first), hits_of(identity, second), tasks)
 
 

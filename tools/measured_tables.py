@@ -82,7 +82,7 @@ def budgets_paired() -> str:
     for place in POSITIONS:
         for budget in BUDGETS:
             pair = [row_of("budgets", method, budget, place) for method in ("flowcut", "random")]
-            lines.append([str(budget), place, *(points(difference("budgets", *pair, group)) for group in GROUPS)])
+            lines.append([str(budget), place, *(points(difference("budgets", pair, group)) for group in GROUPS)])
     return markdown(["tokens", "positions", *GROUP_NAMES], lines)
 
 
@@ -94,7 +94,7 @@ def budgets_positions() -> str:
         cells = [str(budget)]
         for method in ("flowcut", "random"):
             pair = [row_of("budgets", method, budget, place) for place in reversed(POSITIONS)]
-            cells.append(points(difference("budgets", *pair)))
+            cells.append(points(difference("budgets", pair)))
         lines.append(cells)
     return markdown(["tokens", "`flowcut`", "`random`"], lines)
 
@@ -105,7 +105,7 @@ def budgets_oracle() -> str:
     lines = []
     for name, version in (("oracle", "0.4.0"), ("original", "0.1.0")):
         pair = (row_of(name, "oracle", 64, "original"), row_of(name))
-        lines.append([version, *(points(difference(name, *pair, group)) for group in GROUPS)])
+        lines.append([version, *(points(difference(name, pair, group)) for group in GROUPS)])
     return markdown(["flowcut-mini", *GROUP_NAMES], lines)
 
 
@@ -115,10 +115,10 @@ def budgets_weights() -> str:
     lines = []
     for version, name in (("0.4.0", "budgets"), ("0.3.0", "budgets-0.3.0"), ("0.2.0", "budgets-0.2.0")):
         uncut = row_of(name)
-        behind = "" if name == "budgets" else points(difference("budgets", row_of("budgets"), uncut))
+        behind = "" if name == "budgets" else points(difference("budgets", (row_of("budgets"), uncut)))
         pairs = {place: [row_of(name, one, 64, place) for one in ("flowcut", "random")] for place in POSITIONS}
         choices = (("compact", TASKS), ("compact", THINGS), ("original", TASKS))
-        cells = [points(difference(name, *pairs[place], tasks)) for place, tasks in choices]
+        cells = [points(difference(name, pairs[place], tasks)) for place, tasks in choices]
         lines.append([version, average(uncut), behind, *cells])
     header = ["flowcut-mini", "uncut, average (95%)", "0.4.0 minus it"]
     return markdown(

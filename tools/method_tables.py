@@ -67,7 +67,7 @@ def methods_paired() -> str:
     for method in ranked():
         if method != "flowcut":
             pairs = [[row_of("methods", name, budget) for name in ("flowcut", method)] for budget in BUDGETS]
-            lines.append([named(method), *(points(difference("methods", *pair)) for pair in pairs)])
+            lines.append([named(method), *(points(difference("methods", pair)) for pair in pairs)])
     return markdown(["`flowcut` minus", *(str(budget) for budget in BUDGETS)], lines)
 
 
@@ -78,6 +78,6 @@ def methods_order() -> str:
     for first, second in pairwise(PAPER):
         pairs = [[row_of("methods", name, budget) for name in (first, second)] for budget in BUDGETS]
         lines.append(
-            [f"{named(first)} minus {named(second)}", *(points(difference("methods", *pair)) for pair in pairs)]
+            [f"{named(first)} minus {named(second)}", *(points(difference("methods", pair)) for pair in pairs)]
         )
     return markdown(["", *(str(budget) for budget in BUDGETS)], lines)
