@@ -24,6 +24,7 @@ from flowcut.tasks import evaluation as under_test
 from flowcut.tasks.evaluation import choose_questions
 from flowcut.tasks.metrics import TaskScore
 from flowcut.tasks.oracle import Oracle, asked_patches
+from flowcut.tasks.rows import RowFile
 
 
 def call_eval(*options: Any) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def accuracies(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def stored_answers(folder: Path) -> dict[str, list[str]]:
-    return {path.name: json.loads(path.read_text())["answers"] for path in sorted((folder / "rows").glob("*.json"))}
+    """By method and budget, such as ``flowcut-16``."""
+    plans = {f"{row.plan.method}-{row.plan.target_num}": row.answers for row in RowFile(folder).table()}
+    return dict(sorted(plans.items()))
 
 
 def test_a_slice_end_to_end_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +71,34 @@ def test_a_slice_end_to_end_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.
     with (tmp_path / "a" / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["uncut", "flowcut", "flowcut", "fastv", "fastv"]
     assert (tmp_path / "a" / "table.md").read_text().count("\n|") == 6
+    third = call_eval(*common[:-1], "fastv", "--output", tmp_path / "a")
+    assert third["rows"] == [first["rows"][index] for index in (0, 3, 4)]
+    with (tmp_path / "a" / "table.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["uncut", "fastv", "fastv", "flowcut", "flowcut"]
     assert (tmp_path / "a" / "accuracy.png").stat().st_size > 1000
+
+
+def test_a_run_that_was_interrupted_goes_on_with_the_row_it_was_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_checkpoint.save_checkpoint(tmp_path / "checkpoint")
+    common = ("--model", checkpoint, "--limit", 3, "--target-num", "16,9,4", "--output", tmp_path / "out")
+    measured: list[int | None] = []
+    whole = under_test.evaluate_row
+
+    def interrupted(loaded: Any, plan: Any, *arguments: Any, **options: Any) -> Any:
+        if plan.target_num == 9 and 9 not in measured:
+            measured.append(9)
+            raise KeyboardInterrupt
+        measured.append(plan.target_num)
+        return whole(loaded, plan, *arguments, **options)
+
+    monkeypatch.setattr(under_test, "evaluate_row", interrupted)
+    words = [str(word) for word in ("eval", "--json", "--device", "cpu", *common)]
+    assert CliRunner().invoke(app, words).exit_code != 0
+    assert list(stored_answers(tmp_path / "out")) == ["flowcut-16", "uncut-None"]
+    assert [row["target_num"] for row in call_eval(*common)["rows"]] == [None, 16, 9, 4]
+    assert measured == [None, 16, 9, 9, 4]
 
 
 def test_the_average_has_an_interval() -> None:

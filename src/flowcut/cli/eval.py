@@ -28,7 +28,7 @@ from .tables import print_tables
 if TYPE_CHECKING:
     from ..checkpoints.loading import LoadedModel
     from ..tasks.asking import Asked, RowPlan
-    from ..tasks.evaluation import Row
+    from ..tasks.rows import Row, RowFile
 
 
 def eval_command(
@@ -64,7 +64,11 @@ def eval_command(
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure accuracy and costs on the built-in tasks; finished rows in the output folder are not measured again."""
+    """Measure accuracy and costs on the built-in tasks.
+
+    Finished rows in the output folder are not measured again, and its tables show all that were measured on the same
+    questions. Several processes may share a folder, each with methods of its own.
+    """
     errors = Console(stderr=True)
     with user_errors():
         if model == DEFAULT_MODEL:
@@ -75,6 +79,7 @@ def eval_command(
                 from ..checkpoints.loading import load_model
                 from ..tasks import TASKS, load_split
                 from ..tasks.evaluation import choose_questions
+                from ..tasks.rows import RowFile
                 from ..view.report import cells_of, figures_of, header_of, save_report, uncut_of
 
                 plans = plan_rows(method, budgets_in(target_num), names_in(positions or ""))
@@ -91,8 +96,10 @@ def eval_command(
                 "dtype": str(loaded.dtype).removeprefix("torch."),
                 "device": str(loaded.device),
             }
-            rows = measure(loaded, plans, asked, identity, output, batch_size, errors)
-            paths = save_report(output, identity, rows)
+            store = RowFile(output)
+            rows = measure(loaded, plans, asked, identity, store, batch_size, errors)
+            store.arrange(identity, plans)
+            paths = save_report(output, identity, store.table(identity))
         uncut = uncut_of(rows)
         if as_json:
             typer.echo(json.dumps({**identity, "rows": [figures_of(row, uncut) for row in rows]}))
@@ -166,20 +173,19 @@ def measure(
     plans: list[RowPlan],
     asked: Asked,
     identity: dict[str, Any],
-    output: Path,
+    store: RowFile,
     batch_size: int,
     errors: Console,
 ) -> list[Row]:
-    """Every row, from the output folder where it is there already; a method that refuses the model is left out."""
+    """Every row, from the file of rows where it is there already; a method that refuses the model is left out."""
     from ..errors import UnsupportedModelError
     from ..tasks.asking import Memory
-    from ..tasks.evaluation import evaluate_row, load_row, row_file, save_row
+    from ..tasks.evaluation import evaluate_row
 
     rows = []
     with progress_bar(errors) as bar, Memory(loaded) as memory:
         for plan in plans:
-            path = row_file(output, identity, plan)
-            row = load_row(path)
+            row = store.find(identity, plan)
             if row is None:
                 task = bar.add_task(f"{escape(plan.label)}: scenes", total=len(asked))
 
@@ -191,6 +197,6 @@ def measure(
                 except (UnsupportedModelError, ValueError) as error:
                     errors.print(f"[yellow]{escape(plan.method)} is left out: {escape(str(error))}[/]", soft_wrap=True)
                     continue
-                save_row(path, row)
+                store.add(identity, row)
             rows.append(row)
     return rows

@@ -2,82 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..attaching import detach
 from ..checkpoints.loading import LoadedModel
 from ..measure.run import Outcome, run
 from ..methods import FlowCut
-from ..models.costs import Flops
 from .asking import Asked, Memory, RowPlan, oracle_patches, pack_answers, packs
-from .metrics import NORMAL_QUANTILE, TaskScore, score
+from .metrics import score
+from .rows import Row
 from .split import TASKS, TaskSplit
-
-
-@dataclass(frozen=True)
-class Row:
-    """A finished row.
-
-    Attributes:
-        plan: what was done.
-        scores: for every task.
-        costs: of one prompt, the first question asked: tokens, FLOPs, and median seconds over ``COST_REPEATS`` runs.
-        uncut_seconds: median prefill seconds of the uncut model, measured in turns with this row's.
-        answers: what was said, question by question.
-    """
-
-    plan: RowPlan
-    scores: dict[str, TaskScore]
-    costs: Outcome
-    uncut_seconds: float
-    answers: list[str]
-
-    @property
-    def average(self) -> float:
-        """Mean accuracy over the tasks, 0 to 1."""
-        return float(np.mean([one.accuracy for one in self.scores.values()]))
-
-    @property
-    def average_interval(self) -> tuple[float, float]:
-        """95% interval of the average: the tasks' questions are independent draws, their number is large (normal)."""
-        shares = [(one.accuracy, one.questions) for one in self.scores.values()]
-        spread = float(np.sqrt(sum(share * (1 - share) / total for share, total in shares))) / len(shares)
-        half = NORMAL_QUANTILE * spread
-        return max(0.0, self.average - half), min(1.0, self.average + half)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
-        return {
-            "plan": asdict(self.plan),
-            "average": self.average,
-            "scores": {task: asdict(one) for task, one in self.scores.items()},
-            "costs": self.costs.as_dict(),
-            "uncut_prefill_seconds": self.uncut_seconds,
-            "answers": self.answers,
-        }
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> Row:
-        """Read what :meth:`as_dict` wrote."""
-        from ..measure.timing import Seconds
-
-        costs = dict(stored["costs"])
-        costs["seconds"] = Seconds(**costs["seconds"])
-        costs["flops"] = Flops(**{field.name: costs["flops"][field.name] for field in fields(Flops)})
-        scores = {
-            task: TaskScore(**{**one, "interval": tuple(one["interval"])}) for task, one in stored["scores"].items()
-        }
-        plan = RowPlan(**stored["plan"])
-        return cls(plan, scores, Outcome(**costs), stored["uncut_prefill_seconds"], stored["answers"])
-
 
 COST_REPEATS = 3
 
@@ -206,25 +141,3 @@ def measure_costs(loaded: LoadedModel, plan: RowPlan, asked: Asked) -> tuple[Out
     compared = method or FlowCut(retain_ratio=1 / 9)
     result = run(loaded, compared, scene.picture(), questions[0].text, max_new_tokens=1, repeats=COST_REPEATS)
     return (result.uncut if method is None else result.cut), result.uncut.seconds.prefill
-
-
-def row_file(folder: Path, identity: dict[str, Any], plan: RowPlan) -> Path:
-    """Where a finished row is kept; another model, split or choice of questions gives another name."""
-    described = json.dumps([identity, asdict(plan)], sort_keys=True)
-    digest = hashlib.sha256(described.encode()).hexdigest()[:10]
-    name = plan.method.partition("(")[0]  # the digest tells settings apart
-    parts = [name, str(plan.target_num or "all"), plan.positions or "default", digest]
-    return folder / "rows" / f"{'-'.join(parts)}.json"
-
-
-def load_row(path: Path) -> Row | None:
-    """A finished row, if there is one."""
-    return Row.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def save_row(path: Path, row: Row) -> None:
-    """Keep a finished row; the file appears only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(row.as_dict(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)

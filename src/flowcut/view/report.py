@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..tasks.asking import UNCUT
-from ..tasks.evaluation import Row
+from ..tasks.rows import Row
 
 COLUMNS = ("method", "positions", "tokens", "mean", "kv", "GFLOPs", "prefill s", "speed-up", "average", "of uncut")
 
@@ -94,19 +95,30 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{table}\n\n{note}\n"
 
 
-def save_report(folder: Path, identity: dict[str, Any], rows: Sequence[Row]) -> list[Path]:
-    """Write table and figure as ``table.json``, ``table.csv``, ``table.md`` and ``accuracy.png``; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in ("table.json", "table.csv", "table.md", "accuracy.png")]
+def table_files(identity: dict[str, Any], rows: Sequence[Row]) -> dict[str, str]:
+    """The table as the texts of ``table.json``, ``table.csv`` and ``table.md``, by name."""
     uncut = uncut_of(rows)
     numbers = [figures_of(row, uncut) for row in rows]
-    paths[0].write_text(json.dumps({**identity, "rows": numbers}, indent=1) + "\n", encoding="utf-8")
-    with paths[1].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(numbers[0]))
-        writer.writeheader()
-        writer.writerows(numbers)
-    paths[2].write_text(markdown(rows), encoding="utf-8")
-    draw(rows).savefig(paths[3])
+    written = io.StringIO()
+    writer = csv.DictWriter(written, fieldnames=list(numbers[0]))
+    writer.writeheader()
+    writer.writerows(numbers)
+    return {
+        "table.json": json.dumps({**identity, "rows": numbers}, indent=1) + "\n",
+        "table.csv": written.getvalue(),
+        "table.md": markdown(rows),
+    }
+
+
+def save_report(folder: Path, identity: dict[str, Any], rows: Sequence[Row]) -> list[Path]:
+    """Write the tables of :func:`table_files` and the figure ``accuracy.png``; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, text in table_files(identity, rows).items():
+        paths.append(folder / name)
+        paths[-1].write_text(text, encoding="utf-8", newline="")
+    paths.append(folder / "accuracy.png")
+    draw(rows).savefig(paths[-1])
     return paths
 
 
