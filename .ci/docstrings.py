@@ -22,7 +22,8 @@ class PlainDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of one object."""
         if obj.docstring:
-            obj.docstring.value = TOGETHER.sub(apart, ROLE.sub(r"`\1`", obj.docstring.value))
+            titled = obj.docstring.value.replace("Class attributes:", "Attributes: Class attributes")
+            obj.docstring.value = TOGETHER.sub(apart, ROLE.sub(r"`\1`", titled))
 
 
 def apart(together: re.Match[str]) -> str:
