@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import families
 import pytest
 import transformers
 import typer
+import yaml
 import zoo
 
 from flowcut import METHODS
@@ -21,8 +23,10 @@ from flowcut.models.idefics3 import SmolVLM
 from flowcut.models.towers import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "adding-a-family.md").read_text()
-TEXTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")})
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "adding-a-family.md").read_text()
+TEXTS = sorted({*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *ROOT.glob("recipes/**/*.md")})
+each_text = pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def table(page: str, heading: str) -> list[list[str]]:
@@ -38,11 +42,29 @@ def named(cell: str) -> list[str]:
     return re.findall(r"`\.?([\w.]+)`", cell)
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+@each_text
 def test_links_lead_somewhere(text: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text.read_text())
     missing = [link for link in links if "://" not in link and not (text.parent / link).exists()]
     assert missing == []
+    if text.is_relative_to(DOCS):
+        local = [link for link in links if "://" not in link]
+        outside = [link for link in local if not (text.parent / link).resolve().is_relative_to(DOCS)]
+        assert outside == [], "the site has pages only; name other files as paths in backticks"
+
+
+@each_text
+def test_paths_that_a_page_names_are_there(text: Path) -> None:
+    tops = "src|tests|docs|benchmarks|examples|packages|recipes"
+    paths = re.findall(rf"`((?:{tops})/[^`\s]*)`", text.read_text())
+    assert [path for path in paths if "<" not in path and not (ROOT / path).exists()] == []
+
+
+def test_every_page_stands_in_the_sites_table_of_contents() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    in_contents = re.findall(r"[\w/-]+\.md", yaml.safe_dump(site["nav"]))
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.glob("**/*.md")}
+    assert sorted(in_contents) == sorted(page for page in pages if not page.startswith("measured/"))
 
 
 def test_the_page_names_a_family_as_smolvlm_does() -> None:
@@ -101,26 +123,50 @@ def test_the_page_names_what_there_is() -> None:
     assert set(checks) == {name for name in vars(families) if name.startswith("check_")}
 
 
-def test_readme_lists_every_family_and_method() -> None:
-    readme = (ROOT / "README.md").read_text()
-    classes = {name for row in table(readme, "## Supported") for name in named(row[1])}
+def test_the_pages_list_every_family_and_method() -> None:
+    classes = {name for row in table((DOCS / "families.md").read_text(), "## Supported") for name in named(row[1])}
     assert classes == {family.class_name for family in FAMILIES}
-    methods = {name for row in table(readme, "## Methods") for name in named(row[1])}
-    assert methods == set(METHODS)
+    page = (DOCS / "methods.md").read_text()
+    assert {name for row in table(page, "# The methods") for name in named(row[1])} == set(METHODS)
+    assert {named(row[0])[0] for row in table(page, "## What each does")} == set(METHODS)
+    documented = re.findall(
+        r"^::: flowcut\.methods\.(\w+)$", (DOCS / "reference" / "methods.md").read_text(), re.MULTILINE
+    )
+    assert set(documented) == {method.__name__ for method in METHODS.values()}
+
+
+def blocks(page: str, *languages: str) -> list[str]:
+    """The fenced blocks of a page in these languages."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [code for language, code in fences if language in languages]
 
 
 def commands(page: str) -> list[list[str]]:
     """Every ``flowcut`` command in a page's code, as words."""
-    code = "\n".join(re.findall(r"```\n(.*?)```", page, re.DOTALL) + re.findall(r"`(flowcut [^`]+)`", page))
-    joined = re.sub(r"\\?\n(?=--)", " ", code)
-    return [line.split("flowcut ", 1)[1].split() for line in joined.splitlines() if re.search(r"(^|&& )flowcut ", line)]
+    code = "\n".join([*blocks(page, "", "bash"), *re.findall(r"`(flowcut [^`]+)`", page)])
+    joined = re.sub(r"\\?\n\s*(?=--)", " ", code)
+    found = (re.search(r"(?:^|&& )flowcut (\S.*)$", line) for line in joined.splitlines())
+    return [command.group(1).split() for command in found if command]
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.name)
-def test_commands_and_options_exist(page: Path) -> None:
+@each_text
+def test_commands_and_options_exist(text: Path) -> None:
     group: Any = typer.main.get_command(app)
-    for name, *words in commands(page.read_text()):
-        assert name in group.commands, name
-        options = {option for parameter in group.commands[name].params for option in parameter.opts}
-        asked = {word.split("=")[0] for word in words if word.startswith("--")}
+    for name, *words in commands(text.read_text()):
+        command = group if name.startswith("--") else group.commands.get(name)
+        assert command is not None, f"flowcut {name}"
+        options = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+        asked = {word.split("=")[0] for word in (name, *words) if word.startswith("--")}
         assert asked <= options, f"flowcut {name}: {asked - options}"
+
+
+@each_text
+def test_imports_and_settings_exist(text: Path) -> None:
+    page = text.read_text()
+    for module, names in re.findall(r"^from (flowcut[\w.]*) import ([\w, ]+)$", page, re.MULTILINE):
+        home = import_module(module)
+        assert [name for name in names.split(", ") if not hasattr(home, name)] == [], module
+    for method in METHODS.values():
+        asked = re.findall(rf"\b{method.__name__}\(([^()]*)\)", page)
+        settings = {name for arguments in asked for name in re.findall(r"(\w+)=", arguments)}
+        assert settings <= {field.name for field in fields(method)}, method.__name__
