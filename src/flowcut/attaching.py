@@ -14,6 +14,8 @@ from .models import ModelFamily, ModelParts, find_parts
 from .models.towers import side
 from .stages.decoder.layers import check_layers
 from .stages.observing.attention import implementation_of
+from .stages.observing.replicas import check_replica, strip_replica
+from .stages.observing.stage import Stage
 from .stages.sequence.gate import SequenceStage
 from .stages.tower.batched import VisionStage
 from .stages.tower.packed import PackedStage
@@ -42,12 +44,11 @@ class Handle:
         self.method = method
         self._parts = parts
         owner = object()
-        self._vision: VisionStage | PackedStage
-        if parts.tower.packing is None:
-            self._vision = VisionStage(family, parts, method, owner)
-        else:
-            self._vision = PackedStage(parts, method)
-        self._sequence = SequenceStage(parts, method, owner)
+        packed = parts.tower.packing is not None
+        vision = PackedStage(parts, method) if packed else VisionStage(family, parts, method, owner)
+        self._sequence = SequenceStage(parts, method, owner, self._adopt)
+        self._stages: tuple[Stage, ...] = (vision, *self._sequence.all)
+        parts.base.__dict__[HANDLE] = self
 
     @property
     def trace(self) -> Trace:
@@ -62,9 +63,21 @@ class Handle:
     def detach(self) -> None:
         """Take the method off; the model is then as it was before. Doing it twice does no harm."""
         if self.attached:
-            self._sequence.close()
-            self._vision.close()
+            for stage in reversed(self._stages):
+                stage.close()
             del self._parts.base.__dict__[HANDLE]
+
+    def _adopt(self, module: nn.Module) -> SequenceStage:
+        """Attach to a replica that ``nn.DataParallel`` made of the model, or of its base, if that was not done yet."""
+        check_replica(module)
+        known: Handle | None = module.__dict__.get(HANDLE)
+        if known is not None and known._parts.base is module:
+            return known._sequence
+        original = self._parts.top if type(module) is type(self._parts.top) else self._parts.base
+        for stage in self._stages:
+            strip_replica(original, module, stage.handles, stage.overrides, stage.observations)
+        family, parts = find_parts(module)
+        return Handle(module, self.method, family, parts)._sequence
 
     def __enter__(self) -> Handle:
         return self
@@ -125,9 +138,7 @@ def attach(model: nn.Module, method: Method) -> Handle:
     previous: Handle | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
-    handle = Handle(model, method, family, parts)
-    parts.base.__dict__[HANDLE] = handle
-    return handle
+    return Handle(model, method, family, parts)
 
 
 def patches_of(parts: ModelParts) -> int:

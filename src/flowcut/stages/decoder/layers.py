@@ -21,10 +21,11 @@ from ..forward_pass import PART_KEYWORD, at_work, run_layer
 from ..observing.attention import Observation
 from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
+from ..observing.stage import Stage
 from .decoder_pass import DecoderPass
 
 
-class DecoderStage:
+class DecoderStage(Stage):
     """Keeps a method attached to the language model's layers until :meth:`close`.
 
     Args:
@@ -36,15 +37,14 @@ class DecoderStage:
     """
 
     def __init__(self, parts: ModelParts, method: Method) -> None:
+        super().__init__()
         self.parts = parts
         self.method = method
         self.layers = method.decoder_layers(parts.second_cut)
         check_layers(self.layers, len(parts.decoder_layers))
         ahead = 1 if method.ranks_ahead else 0
         attentions = [parts.decoder_layers[layer + ahead].get_submodule("self_attn") for layer in self.layers]
-        self.observation = Observation(attentions, self.layers) if attentions else None
-        self.handles = []
-        self.overrides = []
+        self.observations = [Observation(attentions, self.layers)] if attentions else []
         if attentions and parts.injection is not None:
             self.overrides.append(Override(parts.language_model, parts.injection, inject))
         if attentions:
@@ -61,15 +61,6 @@ class DecoderStage:
                     )
                 )
 
-    def close(self) -> None:
-        """Take every hook off again."""
-        for handle in self.handles:
-            handle.remove()
-        for override in self.overrides:
-            override.close()
-        if self.observation is not None:
-            self.observation.close()
-
     def _before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -78,8 +69,8 @@ class DecoderStage:
         observed = index - 1 if self.method.ranks_ahead else index
         if observed not in self.layers:
             kwargs.pop(PART_KEYWORD, None)
-        elif self.observation is not None:
-            self.observation.refresh()
+        else:
+            self.observations[0].refresh()
             self.overrides += follow_checkpointing([module])
         if current is not None and index == 0:
             current.enter(args[0] if args else kwargs["hidden_states"])

@@ -28,7 +28,11 @@ class Override:
 
     def close(self) -> None:
         """Restore what was there; something laid over it later (an accelerate hook) is left in place."""
-        attributes = vars(self.instance)
+        self.restore(self.instance)
+
+    def restore(self, instance: Any) -> None:
+        """As :meth:`close`, on a replica of the instance, which has a copy of its attributes."""
+        attributes = vars(instance)
         if attributes.get(self.slot) is not self.replacement:
             return
         if self.had_own:

@@ -9,6 +9,7 @@ that the steps share, so generations may interleave, and a copied cache copies i
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ from ...models.costs import ModelCosts
 from ...trace import CacheState, SequenceTrace, Trace
 from ..decoder.layers import DecoderStage
 from ..forward_pass import at_work, begin, end
+from ..observing.stage import Stage
 from .cache import read_states, write_states
 from .cache_argument import cache_in, with_current_name
 from .generation import generation_overrides
@@ -31,13 +33,24 @@ PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_val
 """The forward arguments that may carry the raw input of each modality."""
 
 
-class SequenceStage:
-    """Keeps the gate attached to a model until :meth:`close`."""
+class SequenceStage(Stage):
+    """Keeps the gate attached to a model until :meth:`close`.
 
-    def __init__(self, parts: ModelParts, method: Method, owner: object) -> None:
+    Args:
+        parts: the model.
+        method: what cuts.
+        owner: the attachment, see :class:`~flowcut.stages.forward_pass.ForwardPass`.
+        adopt: attaches to a replica of the model and gives its stage; once for every replica.
+    """
+
+    def __init__(
+        self, parts: ModelParts, method: Method, owner: object, adopt: Callable[[nn.Module], SequenceStage]
+    ) -> None:
+        super().__init__()
         self.parts = parts
         self.method = method
         self.owner = owner
+        self.adopt = adopt
         self.trace = Trace()
         self.costs = ModelCosts.of(parts)
         self.decoder = DecoderStage(parts, method)
@@ -56,18 +69,13 @@ class SequenceStage:
                 module.register_forward_hook(self._end, always_call=True),
             ]
         self.overrides = [] if top is base else generation_overrides(parts, owner)
-
-    def close(self) -> None:
-        """Take every hook and override off again."""
-        for handle in self.handles:
-            handle.remove()
-        for override in self.overrides:
-            override.close()
-        self.outputs.close()
-        self.decoder.close()
+        self.all: tuple[Stage, ...] = (self.decoder, self.outputs, self)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Pre-hook of model and base model: begin a pass, unless one is at work around this call."""
+        if module is not self.parts.base and module is not self.parts.top:
+            self.adopt(module)._begin(module, args)
+            return
         current = at_work(self.owner)
         if current is None or current.module is None:
             current = begin(self.owner) if current is None else current
@@ -89,6 +97,8 @@ class SequenceStage:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the base model's forward: encode the images and shorten the sequence."""
+        if module is not self.parts.base:
+            return self.adopt(module)._enter(module, args, kwargs)
         current = at_work(self.owner)
         assert current is not None
         current.stretches, current.decoder, current.outputs = [], None, None

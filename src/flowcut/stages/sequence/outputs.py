@@ -20,6 +20,7 @@ from ...methods.base import Method
 from ...models.base import ModelParts
 from ..forward_pass import ForwardPass, at_work
 from ..observing.overrides import Override
+from ..observing.stage import Stage
 
 
 @dataclass
@@ -51,17 +52,16 @@ class LaidOut:
         return first if same and starts else None
 
 
-class OutputStage:
+class OutputStage(Stage):
     """Lays a model's outputs out by columns until :meth:`close`."""
 
     def __init__(self, parts: ModelParts, method: Method, owner: object) -> None:
+        super().__init__()
         self.method = method
         self.owner = owner
         layers = method.decoder_layers(parts.second_cut)
         # The states recorded behind a layer are cut already, unless the cut comes in front of the next one.
         self.cuts = [layer + 1 if method.ranks_ahead else layer for layer in layers]
-        self.handles: list[Any] = []
-        self.overrides: list[Override] = []
         if parts.top is parts.base:
             return
         self.overrides.append(Override(parts.top, "loss_function", self._loss, slot="_loss_function"))
@@ -72,13 +72,6 @@ class OutputStage:
                 head.register_forward_pre_hook(self._before_head),
                 head.register_forward_hook(self._behind_head),
             ]
-
-    def close(self) -> None:
-        """Take every hook and override off again."""
-        for handle in self.handles:
-            handle.remove()
-        for override in self.overrides:
-            override.close()
 
     def lay_out(self, current: ForwardPass, output: Any) -> Any:
         """The base model's output (a ``ModelOutput`` or a tuple) by columns."""

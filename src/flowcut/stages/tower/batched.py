@@ -17,21 +17,21 @@ from ..forward_pass import PART_KEYWORD, at_work, part_in, run_layer, running, r
 from ..observing.attention import Observation
 from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
+from ..observing.stage import Stage
 from ..projector.features import TRACES, encode, join_groups, pack_kept
 from .batched_pass import VisionPass
 from .shrinking import shrink
 from .tiles import plan_image
 
 
-class VisionStage:
+class VisionStage(Stage):
     """Keeps a method attached to a model's vision towers until :meth:`close`."""
 
     def __init__(self, family: ModelFamily, parts: ModelParts, method: Method, owner: object) -> None:
+        super().__init__()
         self.family = family
         self.parts = parts
         self.method = method
-        self.handles: list[Any] = []
-        self.overrides: list[Override] = []
         self.observations = [self._watch(tower) for tower in parts.towers]
         for modality in parts.placeholders:
             self.overrides.append(Override(parts.base, f"get_{modality}_features", partial(encode, owner, modality)))
@@ -58,15 +58,6 @@ class VisionStage:
                 self.handles.append(module.register_forward_pre_hook(partial(narrow_input, index)))
                 self.handles.append(module.register_forward_hook(partial(widen_output, index)))
         return observation
-
-    def close(self) -> None:
-        """Take every hook and override off again."""
-        for handle in self.handles:
-            handle.remove()
-        for override in reversed(self.overrides):
-            override.close()
-        for observation in self.observations:
-            observation.close()
 
     def _enter(
         self,

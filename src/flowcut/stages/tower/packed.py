@@ -26,20 +26,22 @@ from ..forward_pass import PART_KEYWORD, run_layer, running, running_part
 from ..observing.attention import Observation
 from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
+from ..observing.stage import Stage
 from ..projector.features import TRACES, hand_out_kept
 from .packed_pass import PackedPass
 
 
-class PackedStage:
+class PackedStage(Stage):
     """Keeps a method attached to a packed vision tower until :meth:`close`."""
 
     def __init__(self, parts: ModelParts, method: Method) -> None:
         assert parts.tower.packing is not None
+        super().__init__()
         self.parts = parts
         self.method = method
         self.packing = parts.tower.packing
         tower = parts.tower
-        self.observation = Observation(tower.attentions)
+        self.observations = [Observation(tower.attentions)]
         self.handles = [
             tower.module.register_forward_pre_hook(self._enter, with_kwargs=True),
             tower.module.register_forward_hook(leave, with_kwargs=True),
@@ -58,18 +60,10 @@ class PackedStage:
         self.overrides.append(Override(tower.module, "forward", run_tower))
         self.overrides += [Override(layer, "forward", run_layer) for layer in tower.layers]
 
-    def close(self) -> None:
-        """Take every hook and override off again."""
-        for handle in self.handles:
-            handle.remove()
-        for override in reversed(self.overrides):
-            override.close()
-        self.observation.close()
-
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self.observation.refresh()
+        self.observations[0].refresh()
         self.overrides += follow_checkpointing(self.parts.tower.layers)
         grid_thw: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
         grids = [tuple(grid) for grid in grid_thw.tolist()]
