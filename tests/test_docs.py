@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 from importlib import import_module
@@ -170,3 +171,23 @@ def test_imports_and_settings_exist(text: Path) -> None:
         asked = re.findall(rf"\b{method.__name__}\(([^()]*)\)", page)
         settings = {name for arguments in asked for name in re.findall(r"(\w+)=", arguments)}
         assert settings <= {field.name for field in fields(method)}, method.__name__
+
+
+def test_a_pass_meets_the_functions_that_the_page_names() -> None:
+    page = (ROOT / "docs" / "how-a-pass-works.md").read_text()
+    named_on_page = set(re.findall(r"`([A-Za-z_]+\.[A-Za-z_]+)`", page)) - {"handle.trace"}
+    assert len(named_on_page) > 40
+    known: dict[str, set[str]] = {}
+    for path in (ROOT / "src" / "flowcut").rglob("*.py"):
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        tree = ast.parse(path.read_text())
+        definitions = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        known.setdefault(name, set()).update(node.name for node in definitions)
+        for node in definitions:
+            if isinstance(node, ast.ClassDef):
+                inner = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
+                known.setdefault(node.name, set()).update(inner)
+    missing = [name for name in sorted(named_on_page) if name.split(".")[1] not in known.get(name.split(".")[0], set())]
+    assert missing == []
+    folders = set(re.findall(r"(?:stages|algorithm)/[a-z_/]*(?:\.py)?", page))
+    assert folders and all((ROOT / "src" / "flowcut" / folder).exists() for folder in folders)
