@@ -157,7 +157,8 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
         return
     config: Any = parts.language_model.config
     limit = config.max_position_embeddings
-    if parts.tower.packing is not None:
+    if parts.tower.packing is not None or parts.packer is not None:
+        # Images of any size, in one sequence or in tiles: how many tokens one has is known when it comes.
         if method.target_num > limit:
             raise ValueError(
                 f"target_num={method.target_num} is more than the language model can read ({limit} tokens). Choose a "

@@ -221,18 +221,14 @@ def test_small_and_odd_budgets(target: int) -> None:
         model(**inputs)
         assert handle.trace.sequence is not None
         left = (handle.trace.sequence.stretches[-1].image >= 0).sum(dim=1).tolist()
-        entering = [image.visual_tokens for image in handle.trace.images]
-    # Patches that survive in the padding of a tile are dropped with it, so small budgets may not be used up.
-    assert all(count >= 1 for count in entering)
-    expected = [min(target, count) for count in entering]
-    assert left == [expected[0], 0, expected[1] + expected[2], expected[3]]
+    assert left == [target, 0, 2 * target, target]
 
 
 @torch.no_grad()
 def test_newlines_stay_with_their_rows() -> None:
     model = next_model()
     inputs = collate([sample(model, ["square"], 5, 1)])
-    with attach(model, FlowCut(outputs="kept", target_num=TARGET, image_newline=True)) as handle:
+    with attach(model, FlowCut(outputs="kept", target_num=4, image_newline=True)) as handle:
         model(**inputs)
         image = handle.trace.images[0]
     tokens, kept = image.layout.tokens, image.placeholder_kept

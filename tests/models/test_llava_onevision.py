@@ -52,7 +52,7 @@ def sample(sizes: list[tuple[int, int]], seed: int = 0) -> families.Sample:
     return {"input_ids": families.prompt([(tiny.IMAGE_TOKEN, count) for count in counts], seed=seed), **tensors}
 
 
-WIDE, SQUARE, TALL, HUGE = (70, 160), (168, 168), (160, 80), (330, 330)
+WIDE, SQUARE, TALL, HUGE = (40, 160), (168, 168), (160, 80), (330, 330)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_tiles_share_the_budget_and_images_beside_others_have_one_tile(samples: 
         images = handle.trace.images
     assert [image.grid for image in images] == [(3, 6, 6), (1, 6, 6), (1, 6, 6), (5, 6, 6)]
     assert [[len(tile.kept) for tile in image.tiles] for image in images] == [[8, 7, 7], [22], [22], [5, 5, 4, 4, 4]]
-    assert images[3].visual_tokens == 22
-    # The wide image leaves a border of its tiles empty, and what is kept there goes.
-    assert images[0].visual_tokens == int((images[0].layout.tokens[:, None] == images[0].kept).sum())
+    assert [image.visual_tokens for image in images] == [22] * 4
+    # The wide image leaves a border of its tiles empty, and nothing is kept there.
+    assert bool(torch.isin(images[0].kept, images[0].layout.tokens).all())
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class Method:
             column is the one of the kept column before it, so that code which pairs them with uncut labels is right;
             ``"kept"``: they have entries for the kept columns alone.
         image_newline: LLaVA-NeXT ends every row of patches with a token of its own. Whether the rows that still
-            have a patch keep it; the released code drops them all.
+            have a patch keep it, on top of the budget; the released code drops them all.
     """
 
     name: ClassVar[str]
@@ -136,6 +136,10 @@ class Method:
             second_cut: see :meth:`decoder_layers`.
         """
         return min(tokens, available)
+
+    def counts_padding(self) -> bool:
+        """Whether patches in the padding of a picture's tiles compete with the others and are dropped afterwards."""
+        return False
 
     def cuts_groups(self) -> bool:
         """Whether a tower that merges patches into visual tokens is cut by whole groups, or patch by patch."""

@@ -47,6 +47,8 @@ class FlowCut(Method):
             cuts single patches as the released code does; the merger then joins patches that were not neighbours,
             and its tokens take the places (and so the positions) of the image's first tokens.
         packed_semantic: whether semantic relevance counts in such towers; the released code leaves it out there.
+        padding_counts: whether patches in the padding of a picture's tiles (LLaVA-NeXT, LLaVA-OneVision) take a share
+            of the budget as in the released code, which drops them afterwards, so that less of the budget is used.
     """
 
     name: ClassVar[str] = "flowcut"
@@ -66,6 +68,7 @@ class FlowCut(Method):
     video_budget: Literal["equal", "pooled"] = "equal"
     merge_unit: Literal["group", "patch"] = "group"
     packed_semantic: bool = True
+    padding_counts: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +104,7 @@ class FlowCut(Method):
             merge_unit="patch",
             packed_semantic=False,
             outputs="kept",
+            padding_counts=True,
         )
 
     def decoder_layers(self, second_cut: bool) -> tuple[int, ...]:
@@ -119,6 +123,9 @@ class FlowCut(Method):
     def packed_target(self, tokens: int, available: int, second_cut: bool) -> int:
         more = 2 if self.decoder_layers(second_cut) else 1
         return min(more * tokens, available)
+
+    def counts_padding(self) -> bool:
+        return self.padding_counts
 
     def cuts_groups(self) -> bool:
         return self.merge_unit == "group"

@@ -20,8 +20,8 @@ from .llava import Llava
 class LlavaOnevision(Llava):
     """Images, one or several per prompt, and videos.
 
-    The budget of an image is shared out over its tiles in equal parts; what then lies in the padding of the tiles
-    is left out, as the model itself does, and ``image_newline`` follows the method's field.
+    The budget of an image is shared out over its tiles in equal parts, as far as they have patches outside the padding,
+    which the model itself leaves out; ``image_newline`` follows the method's field.
 
     Of a very large picture the model scales the features of all tiles down together, so that a token lies between four
     patches; the frames of a video are pooled behind the tower, 27 x 27 patches to 14 x 14 tokens, some of them from

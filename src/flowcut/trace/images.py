@@ -30,6 +30,7 @@ class TileTrace:
         entered: patches that entered the tower, where the picture was scaled down; else all.
         cut_behind: the layers whose cut was chosen from their output, so that every token passed through all of them.
         merged: boolean ``[K, patches]``, the patches that went into each token; ``None`` where none were merged.
+        spare: patches that left the tower beside ``kept`` since it cannot run on none, and were left out behind it.
     """
 
     kept: Tensor
@@ -43,6 +44,7 @@ class TileTrace:
     entered: int | None = None
     cut_behind: tuple[int, ...] = ()
     merged: Tensor | None = None
+    spare: int = 0
 
     @property
     def tokens(self) -> int:
@@ -57,7 +59,7 @@ class TileTrace:
     @property
     def tokens_into_layer(self) -> list[int]:
         """Tokens entering every vision layer that ran."""
-        alive_at_first = self.tokens_embedded + self.tokens_after_layer[-1] - len(self.kept) * self.unit
+        alive_at_first = self.tokens_embedded + self.tokens_after_layer[-1] - (len(self.kept) + self.spare) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
     @property
@@ -116,7 +118,7 @@ class ImageTrace:
     def projected_now(self) -> int:
         """Tokens that went through the projector."""
         whole_tower = self.layout.pooled is not None or self.chosen is not None
-        return self.projected if whole_tower else self.visual_tokens
+        return self.projected if whole_tower else self.visual_tokens + sum(tile.spare for tile in self.tiles)
 
     @property
     def placeholders(self) -> int:

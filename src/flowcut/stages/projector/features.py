@@ -50,8 +50,7 @@ def images_at_work() -> list[ImageTrace]:
 def pack_kept(original: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
     """The model's packing of tiles, for images of which only some patches are left, or tokens between patches."""
     traces = images_at_work()
-    blended = [trace.layout.blend is not None and trace.visual_tokens < trace.placeholders for trace in traces]
-    if not any(blended) and all(tile.patches == len(tile.kept) for trace in traces for tile in trace.tiles):
+    if all(trace.visual_tokens == trace.placeholders for trace in traces):
         return original(image_features, image_sizes, *args, **kwargs)
     bound = inspect.signature(original).bind(image_features, image_sizes, *args, **kwargs)
     newline = bound.arguments.get("image_newline")

@@ -21,6 +21,7 @@ from ...models.base import FeatureChoice, VisionTower
 from ...trace import ImageTrace, TileTrace
 from ..observing.attention import PREFIX
 from .narrowing import Merging, Narrowing, sources_after
+from .padding import policy_for
 from .tiles import TilePlan
 
 
@@ -62,7 +63,8 @@ class VisionPass:
         self.policy: VisionPolicy | None = None
         self.pooled_targets = tuple(target for image in plan for target in image.pooled_targets)
         if self.pooled_targets or any(target < patches for target in self.targets):
-            self.policy = method.vision_policy(
+            self.policy = policy_for(
+                method,
                 TowerPass(
                     patches,
                     self.targets,
@@ -71,7 +73,8 @@ class VisionPass:
                     frames,
                     ranks=bool(self.pooled_targets),
                     seeds=partial(seeds_of, pixels),
-                )
+                ),
+                torch.cat([image.eligible(patches) for image in plan]),
             )
         self.counts: tuple[int, ...] = (patches,) * len(self.targets)
         self.alive: Tensor | None = None

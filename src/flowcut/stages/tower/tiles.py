@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,16 +20,27 @@ class TilePlan:
 
     Attributes:
         layout: how it becomes visual tokens.
-        targets: patches of each tile that leave the tower.
+        targets: patches of each tile that leave the tower, at least 1.
         pooled_targets: where patches are pooled behind a tower that stays whole, pooled tokens of each tile that stay;
             one number for all tiles where tokens are interpolated across them.
         target: visual tokens that stay in the end.
+        room: where the budget is shared out among the patches outside the padding of the tiles: how many of them each
+            tile has, else empty.
+        spare: tiles whose one patch is left out behind the tower, which cannot run on none.
     """
 
     layout: ImageLayout
     targets: tuple[int, ...]
     target: int
     pooled_targets: tuple[int, ...] = ()
+    room: tuple[int, ...] = ()
+    spare: tuple[int, ...] = ()
+
+    def eligible(self, patches: int) -> Tensor:
+        """Boolean ``[tiles, patches]``: the patches that may be chosen, of so many of each tile."""
+        if not self.room or min(self.room) == patches:
+            return torch.ones(self.layout.tiles, patches, dtype=torch.bool)
+        return outside_padding(self.layout, patches)
 
     def trace(self, tiles: tuple[TileTrace, ...], keep_separators: bool, pooled: tuple[Tensor, ...] = ()) -> ImageTrace:
         """The image's trace, from what happened to its tiles; ``pooled`` are the pooled tokens of each that stay."""
@@ -45,7 +57,12 @@ class TilePlan:
             per_tile = len(self.layout.pooled)
             kept[torch.cat([chosen + number * per_tile for number, chosen in enumerate(pooled)])] = True
             return ImageTrace(tiles, self.layout, kept, int(kept.sum()), self.target)
-        if all(len(tile.kept) == tile.patches for tile in tiles):
+        for number in self.spare:
+            tile = tiles[number]
+            merged = None if tile.merged is None else tile.merged[:0]
+            without = replace(tile, kept=tile.kept[:0], spare=1, merged=merged)
+            tiles = (*tiles[:number], without, *tiles[number + 1 :])
+        if not self.room and all(len(tile.kept) == tile.patches for tile in tiles):
             kept, count = torch.ones_like(tokens, dtype=torch.bool), len(tokens)
         else:
             kept = kept_tokens(tokens, tiles, keep_separators)
@@ -76,7 +93,41 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
         raise UnsupportedModelError(layout.blocked)
     rows = layout.tiles if layout.complete else 1
     budget = budget_of_patches(method, available, rows * choice.visible_prefix, rows)
-    return TilePlan(layout, method.tile_targets(budget, layout.tiles, patches, second_cut), tokens)
+    shares = method.tile_targets(budget, layout.tiles, patches, second_cut)
+    if layout.complete or method.counts_padding():
+        return TilePlan(layout, shares, tokens)
+    room = outside_padding(layout, patches).sum(dim=1).tolist()
+    # A method that cuts again inside the language model lets more through; but never less than its budget.
+    total = max(budget, sum(shares)) if method.decoder_layers(second_cut) else budget
+    targets = shared_out(total, shares, room)
+    spare = tuple(number for number, target in enumerate(targets) if not target)
+    return TilePlan(layout, tuple(max(1, target) for target in targets), tokens, room=tuple(room), spare=spare)
+
+
+def outside_padding(layout: ImageLayout, patches: int) -> Tensor:
+    """Boolean ``[tiles, patches]``: the patches that a visual token stands for, of so many of each tile."""
+    eligible = torch.zeros(layout.tiles * patches, dtype=torch.bool)
+    eligible[layout.tokens[layout.tokens >= 0].cpu()] = True
+    return eligible.reshape(layout.tiles, patches)
+
+
+def shared_out(total: int, shares: Sequence[int], room: Sequence[int]) -> list[int]:
+    """Patches of every tile, ``total`` together or all that have room; what one has no room for goes to the others.
+
+    Args:
+        total: how many are wanted.
+        shares: how many of each tile, if all had room; where they are more than ``total``, the first tiles come first.
+        room: how many each tile has.
+    """
+    targets = [min(share, most) for share, most in zip(shares, room, strict=True)]
+    while sum(targets) > total:
+        targets[max(number for number, target in enumerate(targets) if target == max(targets))] -= 1
+    while sum(targets) < min(total, sum(room)):
+        open_tiles = [number for number, most in enumerate(room) if targets[number] < most]
+        each, rest = divmod(min(total, sum(room)) - sum(targets), len(open_tiles))
+        for place, number in enumerate(open_tiles):
+            targets[number] = min(room[number], targets[number] + each + (place < rest))
+    return targets
 
 
 def budget_of_patches(method: Method, available: int, prefix: int, least: int = 1) -> int:
