@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
+
 __all__ = ["app"]
 
 
@@ -27,9 +29,7 @@ def find_commands() -> Iterator[tuple[str, Callable[..., Any]]]:
 def print_version(wanted: bool) -> None:
     """Print the version and end."""
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"flowcut {version('flowcut')}")
+        typer.echo(f"flowcut {__version__}")
         raise typer.Exit
 
 

@@ -142,7 +142,7 @@ def written_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"({','.join(written_value(part) for part in value)})"
-    return str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def described_attributes(docstring: str) -> dict[str, str]:
