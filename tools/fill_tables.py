@@ -4,7 +4,8 @@
     python tools/fill_tables.py --check   writes nothing, and fails where one is not what the rows say
 
 A page says where a table goes: between ``<!-- table: budgets/accuracy -->`` and ``<!-- end -->``. What stands between
-is written anew. A new table is a function in ``measured_tables.py`` or ``method_tables.py``.
+is written anew. A new table is a function in one of the
+``*_tables.py`` beside this file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import re
 import sys
 from pathlib import Path
 
-import method_tables  # noqa: F401  its tables have names once it is imported
+import kept_tables  # noqa: F401  tables have names once their module is imported
+import method_tables  # noqa: F401
 from measured import FOLDER, load
 from measured_tables import TABLES
 

@@ -61,7 +61,8 @@ def test_stored_accuracies_are_those_of_the_stored_answers(folder: Path) -> None
 
 
 def test_every_folder_has_its_rows_in_one_file() -> None:
-    assert {path.parent.parent.name for path in measured.FOLDER.glob("*/*/*")} == set()
+    loose = {str(path.parent.relative_to(ROOT)) for path in measured.FOLDER.glob("*/*/*")}
+    assert loose == set(), "run: python tools/gather_rows.py FOLDER"
     assert {path.name for path in measured.FOLDER.iterdir()} == {folder.name for folder in FOLDERS}
 
 
