@@ -165,7 +165,7 @@ def test_the_trainer_takes_the_loss_over_the_kept_sequence(tmp_path: Path) -> No
     from transformers import Trainer, TrainingArguments
 
     model = tiny.tiny_model()
-    handle = attach(model, FlowCut(target_num=TARGET))
+    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     batch = {**tiny.batch([tiny.prompt(1, 8, 1), tiny.prompt(1, 8, 2)], "left"), "pixel_values": tiny.pictures(2)}
     batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == tiny.IMAGE_TOKEN, -100)
     arguments = TrainingArguments(
