@@ -16,7 +16,7 @@ import typer
 import yaml
 import zoo
 
-from flowcut import METHODS
+from flowcut import METHODS, Method
 from flowcut.cli import app
 from flowcut.models import FAMILIES
 from flowcut.models.base import ImageLayout, ModelFamily, ModelParts, VisionTower
@@ -130,10 +130,11 @@ def test_the_pages_list_every_family_and_method() -> None:
     page = (DOCS / "methods.md").read_text()
     assert {name for row in table(page, "# The methods") for name in named(row[1])} == set(METHODS)
     assert {named(row[0])[0] for row in table(page, "## What each does")} == set(METHODS)
-    documented = re.findall(
-        r"^::: flowcut\.methods\.(\w+)$", (DOCS / "reference" / "methods.md").read_text(), re.MULTILINE
-    )
+    reference = (DOCS / "reference" / "methods.md").read_text()
+    documented = re.findall(r"^::: flowcut\.methods\.(\w+)$", reference, re.MULTILINE)
     assert set(documented) == {method.__name__ for method in METHODS.values()}
+    common = {name for row in table(reference, "# The methods' settings") for name in named(row[0])}
+    assert common == {field.name for field in fields(Method)}
 
 
 def blocks(page: str, *languages: str) -> list[str]:

@@ -165,21 +165,21 @@ def test_the_trainer_takes_the_loss_over_the_kept_sequence(tmp_path: Path) -> No
     from transformers import Trainer, TrainingArguments
 
     model = tiny.tiny_model()
-    handle = attach(model, FlowCut(target_num=TARGET, outputs="kept"))
     batch = {**tiny.batch([tiny.prompt(1, 8, 1), tiny.prompt(1, 8, 2)], "left"), "pixel_values": tiny.pictures(2)}
     batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == tiny.IMAGE_TOKEN, -100)
     arguments = TrainingArguments(
         str(tmp_path), max_steps=1, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1
     )
     arguments.per_device_train_batch_size, arguments.remove_unused_columns = 2, False
-    with torch.no_grad():
+    with torch.no_grad(), attach(model, FlowCut(target_num=TARGET, outputs="kept")) as short:
         logits = model(**batch).logits
-    assert handle.trace.sequence is not None
-    expected = loss_by_hand(logits, handle.trace.sequence.columns, batch["labels"])
+        assert short.trace.sequence is not None
+        expected = loss_by_hand(logits, short.trace.sequence.columns, batch["labels"])
+    handle = attach(model, FlowCut(target_num=TARGET))
     before = model.model.language_model.layers[0].mlp.up_proj.weight.clone()
     rows = [{name: values[row] for name, values in batch.items()} for row in range(2)]
     trainer = Trainer(model, arguments, train_dataset=rows)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), abs=1e-4)
-    assert handle.trace.sequence.visual_tokens == (TARGET, TARGET)
+    assert handle.trace.sequence is not None and handle.trace.sequence.visual_tokens == (TARGET, TARGET)
     assert not torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, before)
