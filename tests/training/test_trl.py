@@ -51,9 +51,8 @@ def tuning_data() -> Any:
 
 def tuning(model: Any, folder: Path, **options: Any) -> Any:
     """TRL's supervised fine-tuning with its own collator."""
-    settings = trl.SFTConfig(
-        output_dir=str(folder), per_device_train_batch_size=3, max_length=None, **SETTINGS, **options
-    )
+    options = {"gradient_checkpointing": False, **SETTINGS, **options}
+    settings = trl.SFTConfig(output_dir=str(folder), per_device_train_batch_size=3, max_length=None, **options)
     return trl.SFTTrainer(
         model, settings, train_dataset=tuning_data(), processing_class=tiny_checkpoint.tiny_processor()
     )
@@ -63,7 +62,7 @@ def tuning(model: Any, folder: Path, **options: Any) -> Any:
 def test_supervised_tuning_has_losses_and_metrics_over_the_kept_sequence(stage: str, tmp_path: Path) -> None:
     model, method = new_model(), CUTS[stage](target_num=BUDGET)
     with attach(model, method):
-        trainer = tuning(model, tmp_path)
+        trainer = tuning(model, tmp_path, gradient_checkpointing=True)
         found = logged(trainer)
         batch = next(iter(trainer.get_train_dataloader()))
     model.gradient_checkpointing_disable()
@@ -107,9 +106,8 @@ def preferences() -> Any:
 def preferring(model: Any, folder: Path, reference: Any = None, **options: Any) -> Any:
     """TRL's direct preference optimisation with its own collator."""
     peft_config = options.pop("peft_config", None)
-    settings = trl.DPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=3, max_length=None, **SETTINGS, **options
-    )
+    options = {"gradient_checkpointing": False, **SETTINGS, **options}
+    settings = trl.DPOConfig(output_dir=str(folder), per_device_train_batch_size=3, max_length=None, **options)
     return trl.DPOTrainer(
         model,
         reference,
@@ -206,14 +204,14 @@ def test_a_reference_that_the_trainer_loads_by_itself_is_cut_or_an_error_says_th
 @pytest.mark.parametrize("make", [tuning, preferring], ids=["supervised", "preferences"])
 def test_at_full_budget_training_logs_what_it_logs_uncut(make: Callable[..., Any], tmp_path: Path) -> None:
     timing = ("train_", "total_flos", "epoch")
-    model = new_model()
-    reference = {"reference": moved(model)} if make is preferring else {}
-    expected = logged(make(model, tmp_path, **reference))
+    model, other = new_model(), moved(new_model())
+    reference = (other,) if make is preferring else ()
+    expected = logged(make(copy.deepcopy(model), tmp_path, *copy.deepcopy(reference)))
     for method in CUTS.values():
-        model = new_model()
-        reference = {"reference": moved(model)} if make is preferring else {}
-        with attach(model, method(retain_ratio=1.0)):
-            found = logged(make(model, tmp_path, **reference))
+        policy, *references = copy.deepcopy((model, *reference))
+        for attached in (policy, *references):
+            attach(attached, method(retain_ratio=1.0))
+        found = logged(make(policy, tmp_path, *references))
         for name, value in expected.items():
             if not name.startswith(timing):
                 assert found[name] == pytest.approx(value, rel=1e-6), name
