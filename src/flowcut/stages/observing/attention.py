@@ -120,7 +120,7 @@ class Observation:
         return {name: value for name, value in vars(self).items() if name != "_release"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A deep copy or an unpickled model is one more user of the registry entry."""
+        """A deep copy is one more user of the registry entry."""
         self.__dict__.update(state)
         self._release = register(self, self.name)
 

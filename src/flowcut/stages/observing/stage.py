@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import deepcopy
+from typing import Any, NoReturn
 
+from ...errors import FlowCutError
 from .attention import Observation
 from .overrides import Override
 
@@ -30,3 +32,21 @@ class Stage:
             override.close()
         for observation in self.observations:
             observation.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stage:
+        """The stage of a deep copy of the model."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: hooks of transformers on the same layers cannot be.
+
+        Raises:
+            FlowCutError: says what to do.
+        """
+        raise FlowCutError(
+            "A model cannot be pickled (torch.save of the whole model, multiprocessing) while a method is attached. "
+            "Use detach(model) before and attach again behind it; save_pretrained and state_dict work while attached."
+        )
