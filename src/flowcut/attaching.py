@@ -15,7 +15,7 @@ from .models.towers import side
 from .stages.decoder.layers import check_layers
 from .stages.observing.attention import implementation_of
 from .stages.observing.replicas import check_replica, strip_replica
-from .stages.observing.stage import Stage
+from .stages.observing.stage import HANDLE, Stage
 from .stages.sequence.gate import SequenceStage
 from .stages.tower.batched import VisionStage
 from .stages.tower.packed import PackedStage
@@ -24,9 +24,6 @@ from .stages.tower.tiles import budget_of_patches
 from .trace import Trace
 
 __all__ = ["Handle", "attach", "detach", "flowcut"]
-
-HANDLE = "_flowcut_handle"
-"""Attribute of an attached model's base module."""
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -9,6 +9,9 @@ from ...errors import FlowCutError
 from .attention import Observation
 from .overrides import Override
 
+HANDLE = "_flowcut_handle"
+"""Attribute of an attached model's base module."""
+
 
 class Stage:
     """Keeps a method attached to a part of a model until :meth:`close`.

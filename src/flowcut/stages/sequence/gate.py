@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...errors import FlowCutError, NotAppliedError
@@ -21,6 +22,7 @@ from ...models.costs import ModelCosts
 from ...trace import CacheState, SequenceTrace, Trace
 from ..decoder.layers import DecoderStage
 from ..forward_pass import at_work, begin, end
+from ..observing.references import check_reference
 from ..observing.stage import Stage
 from .cache import read_states, write_states
 from .cache_argument import cache_in, with_current_name
@@ -52,6 +54,7 @@ class SequenceStage(Stage):
         self.owner = owner
         self.adopt = adopt
         self.trace = Trace()
+        self.trained = False
         self.costs = ModelCosts.of(parts)
         self.decoder = DecoderStage(parts, method)
         self.signature = inspect.signature(type(parts.base).forward)
@@ -102,6 +105,9 @@ class SequenceStage(Stage):
         current = at_work(self.owner)
         assert current is not None
         current.stretches, current.decoder, current.outputs = [], None, None
+        if not self.trained and module.training and torch.is_grad_enabled():
+            check_reference(module)
+            self.trained = True
         call = self._named(module, args, kwargs)
         cache = cache_in(call)
         states = read_states(cache)
