@@ -1,7 +1,8 @@
-"""Settings for the whole suite: quiet threads, a hypothesis profile without deadlines."""
+"""Settings for the whole suite: quiet threads, a hypothesis profile without deadlines, quick garbage collection."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -12,3 +13,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "methods
 torch.set_num_threads(1)
 settings.register_profile("flowcut", deadline=None, derandomize=True)
 settings.load_profile("flowcut")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later collection, which many tests ask for: a third of a second each."""
+    gc.collect()
+    gc.freeze()
