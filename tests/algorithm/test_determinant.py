@@ -58,11 +58,14 @@ def test_all_tokens_beyond_the_rank() -> None:
 
 def test_what_must_come_first_comes_first() -> None:
     features, quality = drawn(1, 10, 6), drawn(1, 10, seed=1).exp()
-    first = torch.zeros(1, 10, dtype=torch.bool)
     worst = quality[0].argsort()[:2]
-    first[0, worst] = True
-    assert set(worst.tolist()) <= set(largest_determinant(features, quality, (4,), first=first)[0].tolist())
-    assert largest_determinant(features, quality, (2,), first=first).tolist() == [sorted(worst.tolist())]
+    kept = largest_determinant(features, quality, (4,), first=worst[None])[0].tolist()
+    assert largest_determinant(features, quality, (2,), first=worst[None]).tolist() == [sorted(worst.tolist())]
+    assert set(worst.tolist()) <= set(kept)
+    kernel, rest = kernel_of(features[0], quality[0]), [token for token in range(10) if token not in worst.tolist()]
+    sets = {token: [*worst.tolist(), token] for token in rest}
+    third = max(rest, key=lambda token: float(torch.det(kernel[sets[token]][:, sets[token]])))
+    assert third in kept
 
 
 def test_only_proportions_of_quality_count() -> None:

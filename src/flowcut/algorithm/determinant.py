@@ -41,36 +41,39 @@ def largest_determinant(
         quality: ``[B, N]``, at least 0; only its proportions within a set count.
         counts: how many tokens each set keeps, at most its real ones.
         valid: ``[B, N]``, false in padding, which is never taken.
-        first: boolean ``[B, N]``, tokens that are taken before all others; at most as many as the set keeps.
+        first: int64 ``[B, F]``, different tokens that are taken before all others; no set keeps fewer than F.
 
     Returns:
         int64 ``[B, max(counts)]``, ascending in each row, filled up with 0 behind ``counts[b]`` entries.
     """
-    sets, tokens, _ = features.shape
+    sets, tokens, width = features.shape
     steps = max(counts)
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    if steps == 0:
+        return torch.zeros(sets, 0, dtype=torch.long, device=features.device)
     quality = quality.float() / quality.float().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    out = torch.zeros_like(quality, dtype=torch.bool) if valid is None else ~valid
+    weighted = torch.nn.functional.normalize(features.float(), dim=-1) * quality[..., None]
+    # What is known of every token, side by side: its features, and its entry in the factor of every step so far. The
+    # kernel's row less what the factors explain is then one product, with the factors' part negative.
+    known = torch.nn.functional.pad(weighted, (0, steps))
+    signs = known.new_ones(width + steps)
+    signs[width:] = -1.0
     gain = quality.square() * (1.0 + RIDGE)
-    factors = gain.new_zeros(sets, steps, tokens)
-    order = torch.zeros(sets, steps, dtype=torch.long, device=features.device)
+    if valid is not None:
+        gain = gain.masked_fill(~valid, float("-inf"))
+    order: list[Tensor] = []
     for step in range(steps):
-        ranked = gain.masked_fill(out, float("-inf"))
-        if first is not None:
-            ranked = ranked.masked_fill(first & ~out, float("inf"))
-        best = ranked.argmax(dim=1, keepdim=True)
-        order[:, step : step + 1] = best
-        out = out.scatter(1, best, True)
-        if step == steps - 1:
-            break
-        chosen = unit.gather(1, best[..., None].expand(-1, -1, unit.shape[-1]))
-        row = quality * quality.gather(1, best) * torch.matmul(unit, chosen.mT)[..., 0]
-        known = factors[:, :step]
-        row = row - torch.matmul(known.gather(2, best[:, None].expand(-1, step, -1)).mT, known)[:, 0]
-        row = row * gain.gather(1, best).clamp(min=1e-12).rsqrt()
-        factors[:, step] = row
-        gain = (gain - row.square()).clamp(min=0.0)
+        if first is not None and step < first.shape[1]:
+            best = first[:, step : step + 1]
+            most = gain.gather(1, best)
+        else:
+            most, best = gain.max(dim=1, keepdim=True)
+        order.append(best)
+        taken = known.gather(1, best[..., None].expand(-1, -1, width + steps)) * signs
+        row = torch.matmul(known, taken.mT)[..., 0] * most.clamp(min=1e-12).rsqrt()
+        known[..., width + step] = row
+        gain = gain.addcmul(row, row, value=-1.0).scatter_(1, best, float("-inf"))
+    index = torch.cat(order, dim=1)
     if min(counts) == steps:
-        return order.sort(dim=1).values
-    real = torch.arange(steps, device=order.device) < torch.tensor(list(counts), device=order.device)[:, None]
-    return order.masked_fill(~real, tokens).sort(dim=1).values.masked_fill(~real, 0)
+        return index.sort(dim=1).values
+    real = torch.arange(steps, device=index.device) < torch.tensor(list(counts), device=index.device)[:, None]
+    return index.masked_fill(~real, tokens).sort(dim=1).values.masked_fill(~real, 0)

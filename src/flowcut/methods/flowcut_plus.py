@@ -264,7 +264,7 @@ def chosen(
     whole = [target == count for target, count in zip(targets, counts, strict=True)]
     valid = None if min(counts) == states.shape[1] else counts_mask(counts, states.shape[1], states.device)
     if method.diversity == "none":
-        ranked = quality if first is None else quality.masked_fill(first, float("inf"))
+        ranked = quality if first is None else quality.scatter(1, first, float("inf"))
         return Selection(top_in_order(ranked, targets, valid), targets)
     features = determinant.centred(states, valid) if method.centre else states.float()
     # A row that keeps everything takes no steps.
@@ -289,8 +289,8 @@ def competing(
     """
     frames, width = quality.shape
     real = counts_mask(counts, width, states.device)
-    best = quality.masked_fill(~real, -1.0).argmax(dim=1, keepdim=True)
-    first = torch.zeros_like(real).scatter(1, best, True)
+    best = quality.masked_fill(~real, -1.0).argmax(dim=1)
+    starts = torch.tensor([sum(counts[:frame]) for frame in range(frames)], device=states.device)
     # The real patches of all frames, one frame behind the other.
     places = real.flatten().to(torch.uint8).sort(descending=True, stable=True).indices[: sum(counts)]
     index = chosen(
@@ -299,7 +299,7 @@ def competing(
         quality.flatten()[places][None],
         (sum(targets),),
         (sum(counts),),
-        first=first.flatten()[places][None],
+        first=(starts + best)[None],
     ).index[0]
     kept = places[index]
     lengths: list[int] = torch.bincount(kept // width, minlength=frames).tolist()
