@@ -145,7 +145,8 @@ class UnpaddedPolicy(VisionPolicy):
         return importance
 
     def handed_on(self) -> Tensor | None:
-        return self._spread([group.policy and group.policy.handed_on() for group in self.groups], max(self.counts))
+        given = [None if group.policy is None else group.policy.handed_on() for group in self.groups]
+        return self._spread(given, max(self.counts))
 
     def _spread(self, values: list[Tensor | None], width: int) -> Tensor | None:
         """Values of the groups' patches ``[R, K, ...]`` at their places, ``[B, width, ...]``, and 0 elsewhere."""
