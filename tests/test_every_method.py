@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import families
@@ -12,10 +13,13 @@ import torch
 import zoo
 from torch import Tensor
 
-from flowcut import METHODS, Method, UnsupportedModelError, attach
+from flowcut import METHODS, Method, UnsupportedModelError, attach, make_method
 
 BUDGET = 12
-EVERY = [pytest.param(method, case, id=f"{method}-{case}") for case in zoo.CASES for method in sorted(METHODS)]
+FORMS = ("flowcut_plus(relevance=text)",)
+"""Settings under which a method cuts elsewhere than by default."""
+
+EVERY = [pytest.param(one, case, id=f"{one}-{case}") for case in zoo.CASES for one in sorted([*METHODS, *FORMS])]
 
 # A random model may well answer with a placeholder, which without a cache asks for one more image, or with an end.
 SILENT = [2, tiny.IMAGE_TOKEN, families.VIDEO_TOKEN, tiny_qwen.IMAGE, tiny_qwen.VIDEO]
@@ -31,7 +35,7 @@ ON_AVERAGE = {"sparsevlm"}
 
 def make(method: str, **budget: Any) -> Method:
     """The method with settings that fit the tiny models."""
-    return METHODS[method](**budget, **SETTINGS.get(method, {}))
+    return replace(make_method(method, target_num=4), **{"target_num": None, **budget, **SETTINGS.get(method, {})})
 
 
 def supported(method: str, case: zoo.Case) -> bool:

@@ -94,7 +94,7 @@ def test_a_method_is_explained(name: str) -> None:
         assert (one["values"], one["meaning"]) == (setting.allowed, setting.meaning)
         assert one["default"] == (list(setting.default) if isinstance(setting.default, tuple) else setting.default)
     shown = re.sub(r"[│\s]+", " ", call("methods", name).stdout)
-    assert METHODS[name].stage in shown and (METHODS[name].paper or "none, a control") in shown
+    assert METHODS[name].stage in shown and f"Paper: {METHODS[name].paper or 'none'}" in shown
     assert all(setting in shown.replace(" ", "") for setting in settings)
 
 

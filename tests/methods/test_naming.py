@@ -76,7 +76,7 @@ def test_the_paper_is_the_one_that_the_methods_file_names(name: str) -> None:
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("scissors", r"Unknown method 'scissors'; known: flowcut, fastv"),
+        ("scissors", r"Unknown method 'scissors'; known: flowcut, flowcut_plus, fastv"),
         ("magic-wand", "Unknown method 'magic-wand'"),
         ("flowcut(histroy=0.7)", r"flowcut has no setting 'histroy'; it has: .*history \(a number\)"),
         ("flowcut(history=much)", "flowcut: history takes a number; got 'much'"),

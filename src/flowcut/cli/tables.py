@@ -46,7 +46,7 @@ def print_method(console: Console, told: dict[str, Any]) -> None:
 
     console.print(f"[bold cyan]{escape(told['name'])}[/]: {escape(told['summary'])}")
     console.print(f"Cuts: {escape(told['stage'])}")
-    console.print(f"Paper: {escape(told['paper']) or 'none, a control'}")
+    console.print(f"Paper: {escape(told['paper']) or 'none'}")
     if told["needs"]:
         console.print(f"Needs: {escape(', '.join(told['needs']))}")
     table = Table(show_lines=True)

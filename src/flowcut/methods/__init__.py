@@ -10,6 +10,7 @@ from .naming import read_expression, read_expressions
 # isort: off
 # In the order in which they are listed: FlowCut, what it is compared with, controls.
 from .flowcut import FlowCut as FlowCut
+from .flowcut_plus import FlowCutPlus as FlowCutPlus
 from .fastv import FastV as FastV
 from .pyramiddrop import PyramidDrop as PyramidDrop
 from .sparsevlm import SparseVLM as SparseVLM

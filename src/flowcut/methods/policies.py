@@ -47,6 +47,11 @@ class VisionPolicy(ABC):
         patches behind the tower; called behind the last layer, if :attr:`Method.ranks_pooled`."""
         raise TypeError(f"{type(self).__name__} does not rank patches.")
 
+    def handed_on(self) -> Tensor | None:
+        """Numbers about every patch that leaves the tower, ``[B, K, C]``, for the :class:`ProjectorPolicy` of a method
+        that cuts there as well; called behind the last layer. By default nothing."""
+        return None
+
 
 class ProjectorPolicy(ABC):
     """A method at work behind the projector, on one image after the other."""

@@ -118,6 +118,8 @@ class ProjectedView:
         text: ``[M, width]``, the language model's embeddings of the prompt's text behind the image (of all its text,
             where none follows); empty unless :attr:`Method.reads_text`.
         target: how many tokens go on.
+        handed_on: ``[N, C]``, what the policy in the tower handed on (``VisionPolicy.handed_on``); ``None`` where
+            it handed on nothing, and where patches are pooled or interpolated behind the tower.
     """
 
     features: Tensor
@@ -125,6 +127,7 @@ class ProjectedView:
     grid: tuple[int, ...]
     text: Tensor
     target: int
+    handed_on: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class TileTrace:
         cut_behind: the layers whose cut was chosen from their output, so that every token passed through all of them.
         merged: boolean ``[K, patches]``, the patches that went into each token; ``None`` where none were merged.
         spare: patches that left the tower beside ``kept`` since it cannot run on none, and were left out behind it.
+        handed_on: ``[K, C]``, numbers about each for the method's cut behind the projector, if there are any.
     """
 
     kept: Tensor
@@ -45,6 +46,7 @@ class TileTrace:
     cut_behind: tuple[int, ...] = ()
     merged: Tensor | None = None
     spare: int = 0
+    handed_on: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -117,8 +119,13 @@ class ImageTrace:
     @property
     def projected_now(self) -> int:
         """Tokens that went through the projector."""
-        whole_tower = self.layout.pooled is not None or self.chosen is not None
-        return self.projected if whole_tower else self.visual_tokens + sum(tile.spare for tile in self.tiles)
+        if self.layout.pooled is not None:
+            return self.projected
+        spare = sum(tile.spare for tile in self.tiles)
+        if self.chosen is None:
+            return self.visual_tokens + spare
+        left = sum(len(tile.kept) for tile in self.tiles) + spare
+        return left if left < sum(tile.patches for tile in self.tiles) else self.projected
 
     @property
     def placeholders(self) -> int:

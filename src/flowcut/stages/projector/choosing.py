@@ -17,7 +17,7 @@ from ...methods.views import ProjectedView
 from ...models.base import PREFIX
 from ...trace import ImageTrace
 from ..tower.tiles import keep_separators_of
-from .features import TRACES, only_kept
+from .features import TRACES
 
 
 def cut_projected(method: Method, outputs: Any, traces: list[ImageTrace], texts: Sequence[Tensor]) -> Any:
@@ -37,24 +37,43 @@ def cut_projected(method: Method, outputs: Any, traces: list[ImageTrace], texts:
         return outputs
     policy = method.projector_policy()
     features = list(outputs.pooler_output)
-    chosen = [
-        trace if trace.whole else choose(method, policy, trace, tokens, text)
-        for trace, tokens, text in zip(traces, features, texts, strict=True)
-    ]
+    chosen, staying = [], []
+    for trace, tokens, text in zip(traces, features, texts, strict=True):
+        if trace.whole:
+            chosen.append(trace)
+            staying.append(torch.ones(len(tokens), dtype=torch.bool, device=tokens.device))
+            continue
+        after, stays = choose(method, policy, trace, tokens, text)
+        chosen.append(after)
+        staying.append(stays)
     cut = copy.copy(outputs)
-    cut.pooler_output = only_kept(chosen, features)
+    cut.pooler_output = only_staying(staying, features)
     if isinstance(outputs.pooler_output, Tensor):
         cut.pooler_output = torch.stack(cut.pooler_output)
     intermediate = getattr(outputs, "deepstack_features", None)
     if intermediate is not None:
-        cut.deepstack_features = [only_kept(chosen, level) for level in intermediate]
+        cut.deepstack_features = [only_staying(staying, level) for level in intermediate]
     setattr(cut, TRACES, chosen)
     return cut
 
 
-def choose(method: Method, policy: ProjectorPolicy, trace: ImageTrace, features: Tensor, text: Tensor) -> ImageTrace:
-    """What becomes of one image, ``features`` ``[visual tokens, width]``; see :func:`cut_projected`."""
-    tokens = trace.layout.tokens.to(features.device)
+def only_staying(staying: Sequence[Tensor], features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Features ``[tokens, width]`` of every image, without those of tokens that do not stay."""
+    return tuple(tokens[stays.to(tokens.device)] for stays, tokens in zip(staying, features, strict=True))
+
+
+def choose(
+    method: Method, policy: ProjectorPolicy, trace: ImageTrace, features: Tensor, text: Tensor
+) -> tuple[ImageTrace, Tensor]:
+    """What becomes of one image, ``features`` ``[visual tokens, width]``; see :func:`cut_projected`.
+
+    The tower may have cut some of its tokens before; the choice is among those that are left.
+
+    Returns:
+        Its trace, and which of the tokens given stay: boolean ``[visual tokens]``.
+    """
+    left = trace.placeholder_kept.to(features.device).nonzero()[:, 0]
+    tokens = trace.layout.tokens.to(features.device)[left]
     eligible = (tokens >= 0).nonzero()[:, 0]
     prefix = int((trace.layout.tokens == PREFIX).sum())
     target = min(trace.target - prefix, len(eligible))
@@ -65,7 +84,8 @@ def choose(method: Method, policy: ProjectorPolicy, trace: ImageTrace, features:
         )
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         own = features.detach()[eligible].float()
-        view = ProjectedView(own, tokens[eligible], trace.grid, text.detach().float(), target)
+        places = tokens[eligible]
+        view = ProjectedView(own, places, trace.grid, text.detach().float(), target, handed_on_of(trace, places))
         index = policy.select(view)
         if not bool(torch.isfinite(own).all()):
             raise NonFiniteError(
@@ -76,9 +96,21 @@ def choose(method: Method, policy: ProjectorPolicy, trace: ImageTrace, features:
     kept[eligible[index]] = True
     if method.image_newline:
         kept |= keep_separators_of(tokens, kept, trace.tiles)
+    after = torch.zeros_like(trace.placeholder_kept, device=features.device).index_fill(0, left[kept], True)
     return replace(
-        trace, placeholder_kept=kept, visual_tokens=int(kept.sum()), chosen=tokens[eligible[index]].sort().values
-    )
+        trace, placeholder_kept=after, visual_tokens=int(kept.sum()), chosen=places[index].sort().values
+    ), kept
+
+
+def handed_on_of(trace: ImageTrace, places: Tensor) -> Tensor | None:
+    """What the method's policy in the tower handed on of the patches at ``places`` of an image's grid, ``[N, C]``."""
+    numbers = [tile.handed_on[: len(tile.kept)] for tile in trace.tiles if tile.handed_on is not None]
+    if len(numbers) < len(trace.tiles) or trace.layout.pooled is not None or trace.layout.blend is not None:
+        return None
+    left = trace.kept.to(places.device)
+    row = torch.zeros(trace.patches, dtype=torch.long, device=places.device)
+    row[left] = torch.arange(len(left), device=places.device)
+    return torch.cat(numbers).to(places.device)[row[places]]
 
 
 def texts_of_images(embedding: nn.Module, call: dict[str, Any], image: Tensor, count: int, length: int) -> list[Tensor]:

@@ -270,6 +270,7 @@ class VisionPass:
         unrun = len(self.tower.layers) - len(self.tokens_after_layer)
         counts = [*self.tokens_after_layer, *[self.tokens_after_layer[-1]] * unrun]
         kept = torch.arange(self.patches) if self.alive is None else self.alive[row, : self.counts[row]]
+        handed_on = None if self.policy is None else self.policy.handed_on()
         patches = self.patches
         if self.places is not None:
             kept, patches = self.places, len(self.plan[row].layout.tokens) - self.choice.visible_prefix
@@ -285,6 +286,7 @@ class VisionPass:
             unit=self.group,
             cut_behind=tuple(self.cut_behind),
             merged=None if self.sources is None else self.sources[row, : self.counts[row]],
+            handed_on=None if handed_on is None else handed_on[row, : self.counts[row]],
         )
 
 

@@ -132,6 +132,7 @@ class PackedImage:
             return units.sort().values if sort else units
 
         rows = original(self.alive, self.size, sort=False).argsort()
+        handed_on = None if self.policy is None else self.policy.handed_on()
         columns = original(torch.arange(self.units, device=self.alive.device), self.size, sort=False).argsort()
         kept = torch.zeros(self.groups, dtype=torch.bool, device=self.alive.device)
         kept[original(self.places().to(kept.device), self.packing.group) if self.cut else slice(None)] = True
@@ -148,6 +149,7 @@ class PackedImage:
             uncut_pairs=self.uncut_pairs,
             cut_behind=tuple(self.cut_behind),
             merged=None if self.sources is None else self.sources[0, rows][:, columns],
+            handed_on=None if handed_on is None else handed_on[0, rows],
         )
         layout = ImageLayout(1, grid, torch.arange(self.groups), complete=True)
         return ImageTrace((tile,), layout, kept, self.tokens, self.budget)

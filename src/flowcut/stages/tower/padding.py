@@ -91,7 +91,7 @@ class UnpaddedPolicy(VisionPolicy):
     def _policy(self, method: Method, patches: int, rows: list[int]) -> VisionPolicy | None:
         """The policy for tiles of so many patches; ``None`` where nothing of them is cut or ranked."""
         targets = tuple(self.tower.targets[row] for row in rows)
-        if not self.tower.ranks and min(targets) == patches:
+        if not (self.tower.ranks or method.cuts_projected) and min(targets) == patches:
             return None
 
         def seeds() -> tuple[int, ...]:
@@ -144,12 +144,16 @@ class UnpaddedPolicy(VisionPolicy):
         assert importance is not None
         return importance
 
+    def handed_on(self) -> Tensor | None:
+        given = [None if group.policy is None else group.policy.handed_on() for group in self.groups]
+        return self._spread(given, max(self.counts))
+
     def _spread(self, values: list[Tensor | None], width: int) -> Tensor | None:
-        """Values of the groups' patches ``[R, K]`` at their places, ``[B, width]``, and 0 elsewhere."""
+        """Values of the groups' patches ``[R, K, ...]`` at their places, ``[B, width, ...]``, and 0 elsewhere."""
         given = next((value for value in values if value is not None), None)
         if given is None:
             return None
-        spread = given.new_zeros(len(self.counts), width)
+        spread = given.new_zeros(len(self.counts), width, *given.shape[2:])
         for group, value in zip(self.groups, values, strict=True):
             if value is None:
                 continue

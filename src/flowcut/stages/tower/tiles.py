@@ -97,8 +97,9 @@ def plan_image(method: Method, layout: ImageLayout, patches: int, choice: Featur
     if layout.complete or method.counts_padding():
         return TilePlan(layout, shares, tokens)
     room = outside_padding(layout, patches).sum(dim=1).tolist()
-    # A method that cuts again inside the language model lets more through; but never less than its budget.
-    total = max(budget, sum(shares)) if method.decoder_layers(second_cut) else budget
+    # A method that cuts again behind the tower lets more through; but never less than its budget.
+    again = method.cuts_projected or method.decoder_layers(second_cut)
+    total = max(budget, sum(shares)) if again else budget
     targets = shared_out(total, shares, room)
     spare = tuple(number for number, target in enumerate(targets) if not target)
     return TilePlan(layout, tuple(max(1, target) for target in targets), tokens, room=tuple(room), spare=spare)
