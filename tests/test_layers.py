@@ -59,7 +59,7 @@ def wrong_imports(source: str, module: tuple[str, ...]) -> list[str]:
     return [
         f"line {line} imports {'.'.join(target)}"
         for line, target in imported(source, module)
-        if target[1] != here and rank.get(target[1], len(LAYERS)) >= rank[here]
+        if target[1] not in (here, "__version__") and rank.get(target[1], len(LAYERS)) >= rank[here]
     ]
 
 

@@ -17,7 +17,7 @@ from .stages.observing.attention import implementation_of
 from .stages.observing.replicas import check_replica, strip_replica
 from .stages.observing.stage import HANDLE, Stage
 from .stages.sequence.gate import SequenceStage
-from .stages.tower.batched import VisionStage
+from .stages.tower.batched import BatchedStage
 from .stages.tower.packed import PackedStage
 from .stages.tower.shrinking import check_shrinking
 from .stages.tower.tiles import budget_of_patches
@@ -42,7 +42,7 @@ class Handle:
         self._parts = parts
         owner = object()
         packed = parts.tower.packing is not None
-        vision = PackedStage(parts, method) if packed else VisionStage(family, parts, method, owner)
+        vision = PackedStage(parts, method) if packed else BatchedStage(family, parts, method, owner)
         self._sequence = SequenceStage(parts, method, owner, self._adopt)
         self._stages: tuple[Stage, ...] = (vision, *self._sequence.all)
         parts.base.__dict__[HANDLE] = self

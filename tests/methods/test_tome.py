@@ -9,7 +9,7 @@ from released import RELEASED, generator
 
 from flowcut import ToMe, UnsupportedModelError, attach
 from flowcut.methods.tome import bipartite_soft_matching, merge_matrix, merging_plan
-from flowcut.stages.tower.batched_pass import check_bias
+from flowcut.stages.tower.shared import check_bias
 
 
 @pytest.mark.parametrize("has_cls", [False, True])

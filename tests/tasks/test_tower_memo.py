@@ -14,7 +14,7 @@ from flowcut import METHODS, ClsAttention, Method, attach
 from flowcut.checkpoints.loading import LoadedModel
 from flowcut.tasks.tower_memo import TowerMemo
 
-WATCHING = ("flowcut", "tome", "downsample")
+WATCHING = ("flowcut", "flowcut_plus", "tome", "downsample")
 
 
 def load(tower: str = "clip") -> LoadedModel:

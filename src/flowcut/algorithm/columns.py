@@ -52,7 +52,7 @@ class ColumnCut:
         """Boolean ``[B, L]``: which source columns stay."""
         return self._numbers() >= 0
 
-    def places(self) -> Tensor:
+    def last_kept(self) -> Tensor:
         """``[B, L]``: for every source column the last column that stays at or before it, -1 where there is none."""
         return self._numbers().cummax(dim=1).values
 

@@ -54,7 +54,7 @@ class Method:
             tower.
 
     Attributes:
-        target_num: visual tokens of each image that reach the language model.
+        target_num: the budget: visual tokens of each image, as the method counts them (docs/counting.md says where).
         retain_ratio: the same as a share of the image's visual tokens, in (0, 1]; give one of the two.
         positions: ``"compact"`` renumbers the tokens behind a cut (0 ... n-1), ``"original"`` lets every kept
             token keep the position it had in the uncut sequence, as it always does where positions are places in a

@@ -15,7 +15,7 @@ from ..methods import Method
 from ..models import find_parts
 from ..stages.forward_pass import part_in
 from ..stages.observing.overrides import Override
-from ..stages.tower.batched_pass import VisionPass
+from ..stages.tower.batched_pass import BatchedPass
 
 LIMIT = 2**30
 """Bytes that are kept at most; pictures that come later are encoded anew each time."""
@@ -71,7 +71,7 @@ class TowerMemo:
         last = number == len(self.layers) - 1
         if known is not None and known.shape == hidden.shape:
             current = part_in(kwargs)
-            if isinstance(current, VisionPass):
+            if isinstance(current, BatchedPass):
                 current.skip(number)
             return known if last else hidden
         output = original(hidden, *args, **kwargs)

@@ -123,7 +123,7 @@ class SequenceTrace:
 
     @property
     def output_columns(self) -> Tensor:
-        """``[B, K]``: the same for the columns that leave the language model, those of the logits."""
+        """``[B, K]``: the same for the columns that leave the language model; of logits with ``outputs="kept"``."""
         return self.stretches[-1].cut.columns()
 
     @property

@@ -60,7 +60,7 @@ def save_frames(path: str | Path, frames: Sequence[Pixels], trace: ImageTrace, h
     """:func:`draw_frames` into a file; its ending says which format.
 
     Raises:
-        ValueError, FileNotFoundError: see :func:`~flowcut.picture.check_path`.
+        ValueError, FileNotFoundError: see :func:`~flowcut.view.overlay.check_path`.
     """
     check_path(path)
     draw_frames(frames, trace, header).savefig(path)

@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...errors import UnsupportedModelError
 from ..forward_pass import running_part
 
-PREFIX = "flowcut_"
+REGISTERED = "flowcut_"
 SEAT = "_flowcut_seat"
 
 _users: Counter[str] = Counter()
@@ -32,7 +32,7 @@ _registry_lock = threading.Lock()
 
 def observable_implementations() -> list[str]:
     """Names of the attention implementations whose layers can be observed."""
-    known = (name for name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith(PREFIX))
+    known = (name for name in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith(REGISTERED))
     return sorted({"eager", *known})
 
 
@@ -112,7 +112,7 @@ class Observation:
         self._release = register(self, name)
         for number, (module, config) in enumerate(zip(self.modules, self.configs, strict=True)):
             observed = copy.copy(config)
-            observed._attn_implementation_internal = PREFIX + name
+            observed._attn_implementation_internal = REGISTERED + name
             module.config = observed
             module.__dict__[SEAT] = Seat(self.layers[number], functions[number], name != "eager")
 
@@ -129,7 +129,7 @@ def register(user: Observation, name: str) -> Callable[[], Any]:
     """Register the wrapper of ``name`` for one more user, until the result is called or the user is gone."""
     with _registry_lock:
         _users[name] += 1
-        ALL_ATTENTION_FUNCTIONS[PREFIX + name] = observed_attention
+        ALL_ATTENTION_FUNCTIONS[REGISTERED + name] = observed_attention
     return weakref.finalize(user, unregister, name)
 
 
@@ -138,7 +138,7 @@ def unregister(name: str) -> None:
     with _registry_lock:
         _users[name] -= 1
         if not _users[name]:
-            del _users[name], ALL_ATTENTION_FUNCTIONS[PREFIX + name]
+            del _users[name], ALL_ATTENTION_FUNCTIONS[REGISTERED + name]
 
 
 def implementation_of(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

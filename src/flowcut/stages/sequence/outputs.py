@@ -30,7 +30,7 @@ class LaidOut:
     Attributes:
         kept: ``[B, K, width]``, the last hidden states of the columns that stay.
         states: ``[B, L, width]``, the same by columns; the model passes it, or a part of it, to its head.
-        places: ``[B, L]``, see :meth:`~flowcut.algorithm.columns.ColumnCut.places`.
+        places: ``[B, L]``, see :meth:`~flowcut.algorithm.columns.ColumnCut.last_kept`.
         asked: ``[B, n]``, the places of the columns that the head was asked for, while it works on ``kept`` instead.
         logits: of the columns that stay, and by columns, where the head was asked for all.
     """
@@ -78,7 +78,7 @@ class OutputStage(Stage):
         cuts = [stretch.cut for stretch in current.stretches]
         if self.method.outputs == "kept" or all(cut.whole for cut in cuts):
             return output
-        places = [cut.places() for cut in cuts]
+        places = [cut.last_kept() for cut in cuts]
         kept: Tensor = output[0]
         states = laid_out(kept, places[-1])
         current.outputs = LaidOut(kept, states, places[-1])

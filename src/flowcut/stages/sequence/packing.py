@@ -33,14 +33,14 @@ def starts_of_samples(call: dict[str, Any]) -> Tensor | None:
     return starts if bool(starts.any()) else None
 
 
-def check_packed(method: Method, cut: ColumnCut, inside: bool, places: bool) -> None:
+def check_packed(method: Method, cut: ColumnCut, inside: bool, grid_positions: bool) -> None:
     """Refuse rows that several samples share where a cut would mix them up.
 
     Args:
         method: the method.
         cut: the columns that stay.
         inside: whether it cuts inside the language model.
-        places: whether positions are places in a picture.
+        grid_positions: whether positions are places in a picture.
 
     Raises:
         FlowCutError: says what to do.
@@ -50,7 +50,7 @@ def check_packed(method: Method, cut: ColumnCut, inside: bool, places: bool) -> 
         reason = "cuts inside the language model by the last token of a row, which belongs to the last sample alone"
     elif method.reads_text:
         reason = "reads the text behind an image, which may belong to the next sample"
-    elif method.positions == "original" and not places:
+    elif method.positions == "original" and not grid_positions:
         reason = 'leaves gaps in the positions (positions="original"), which look like the seams between samples'
     elif not bool(cut.real.all()):
         reason = "keeps a different number of columns in every row, so that some would have to be padded"

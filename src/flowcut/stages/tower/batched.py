@@ -19,12 +19,12 @@ from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
 from ..observing.stage import Stage
 from ..projector.features import TRACES, encode, join_groups, pack_kept
-from .batched_pass import VisionPass
+from .batched_pass import BatchedPass
 from .shrinking import shrink
 from .tiles import plan_image
 
 
-class VisionStage(Stage):
+class BatchedStage(Stage):
     """Keeps a method attached to a model's vision towers until :meth:`close`."""
 
     def __init__(self, family: ModelFamily, parts: ModelParts, method: Method, owner: object) -> None:
@@ -83,19 +83,19 @@ class VisionStage(Stage):
             args, kwargs = args[1:], {**kwargs, "pixel_values": pixel_values}
             patches = len(places)
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
-        current = VisionPass(tower, choice, plan, patches, self.method, pixel_values, frames, places)
+        current = BatchedPass(tower, choice, plan, patches, self.method, pixel_values, frames, places)
         return args, {**kwargs, PART_KEYWORD: current}
 
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         current = part_in(kwargs)
-        if not isinstance(current, VisionPass) or index >= current.last_layer:
+        if not isinstance(current, BatchedPass) or index >= current.last_layer:
             return None
         return current.cut(index, output)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        current: VisionPass = kwargs[PART_KEYWORD]
+        current: BatchedPass = kwargs[PART_KEYWORD]
         traces = current.traces(self.method.image_newline)
         states = output.hidden_states
         if states is not None:
@@ -120,8 +120,8 @@ class VisionStage(Stage):
 def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Pre-hook of a vision layer's projection and MLP: tokens that are cut after the layer need not pass through."""
     current = running_part()
-    narrowing = current.narrowing(index) if isinstance(current, VisionPass) else None
-    if narrowing is None or not isinstance(current, VisionPass):
+    narrowing = current.narrowing(index) if isinstance(current, BatchedPass) else None
+    if narrowing is None or not isinstance(current, BatchedPass):
         return None
     current.tokens_into[index] = args[0].shape[1]
     return (narrowing.narrow(args[0]), *args[1:])
@@ -130,8 +130,8 @@ def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[
 def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     """Hook of the same modules: gives their output the length that the layer expects."""
     current = running_part()
-    narrowing = current.narrowing(index) if isinstance(current, VisionPass) else None
-    if narrowing is None or not isinstance(current, VisionPass):
+    narrowing = current.narrowing(index) if isinstance(current, BatchedPass) else None
+    if narrowing is None or not isinstance(current, BatchedPass):
         return None
     return narrowing.widen(output, current.tokens_into[index])
 
@@ -139,7 +139,7 @@ def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: T
 def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A vision layer's forward: layers behind the feature layer hand their input on."""
     current = part_in(kwargs)
-    if isinstance(current, VisionPass):
+    if isinstance(current, BatchedPass):
         if index >= current.last_layer:
             return hidden_states
         if index == 0:

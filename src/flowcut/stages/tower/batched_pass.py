@@ -19,13 +19,13 @@ from ...methods.policies import VisionPolicy
 from ...methods.views import LayerView, Merge, OutputView, Selection, TowerPass
 from ...models.base import FeatureChoice, VisionTower
 from ...trace import ImageTrace, TileTrace
-from ..observing.attention import PREFIX
 from .narrowing import Merging, Narrowing, sources_after
 from .padding import policy_for
+from .shared import check_bias, seeds_of
 from .tiles import TilePlan
 
 
-class VisionPass:
+class BatchedPass:
     """One batch of images on its way through the tower.
 
     Args:
@@ -74,7 +74,9 @@ class VisionPass:
                     ranks=bool(self.pooled_targets),
                     seeds=partial(seeds_of, pixels),
                 ),
-                torch.cat([image.eligible(patches) for image in plan]),
+                None
+                if all(image.layout.complete for image in plan)
+                else torch.cat([image.eligible(patches) for image in plan]),
             )
         self.counts: tuple[int, ...] = (patches,) * len(self.targets)
         self.alive: Tensor | None = None
@@ -300,24 +302,3 @@ def in_groups(index: Tensor, group: int) -> Tensor:
 def in_groups_of(values: Tensor, group: int) -> Tensor:
     """A value of every group ``[B, N]`` as values of its tokens ``[B, N * group]``."""
     return values if group == 1 else values.repeat_interleave(group, dim=1)
-
-
-def seeds_of(pixels: Tensor) -> tuple[int, ...]:
-    """A number for every image ``[B, ...]`` that depends on its pixels alone, whatever batch it comes in."""
-    bits = pixels.detach().flatten(1).float().contiguous().view(torch.int32).long()
-    weights = torch.arange(1, bits.shape[1] + 1, device=bits.device) % 8191
-    return tuple((bits * weights).sum(dim=1).tolist())
-
-
-def check_bias(implementation: str | None) -> None:
-    """Refuse a bias on attention logits where the implementation cannot take one.
-
-    Raises:
-        UnsupportedModelError: it is not ``eager`` or ``sdpa``.
-    """
-    name = (implementation or "eager").removeprefix(PREFIX)
-    if name not in ("eager", "sdpa"):
-        raise UnsupportedModelError(
-            f"The method adds a bias to attention logits, and the vision tower computes its attention with {name!r}, "
-            'which takes none. Load the model with attn_implementation="sdpa" or "eager".'
-        )

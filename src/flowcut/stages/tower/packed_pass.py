@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import NotAppliedError
-from ...methods import Method
+from ...methods.base import Method
 from ...methods.views import LayerView
 from ...models.base import ModelParts
 from ...trace import ImageTrace
-from .batched_pass import check_bias, seeds_of
 from .packed_image import PackedImage, Reduction, pairs_of_images
+from .shared import check_bias, seeds_of
 
 
 class PackedPass:

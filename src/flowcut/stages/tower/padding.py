@@ -22,15 +22,16 @@ from ...methods.saliency import ragged
 from ...methods.views import LayerView, Merge, OutputView, Selection, TowerPass
 
 
-def policy_for(method: Method, tower: TowerPass, eligible: Tensor) -> VisionPolicy:
+def policy_for(method: Method, tower: TowerPass, eligible: Tensor | None) -> VisionPolicy:
     """The method's policy for one pass.
 
     Args:
         method: what cuts.
         tower: the pass.
-        eligible: boolean ``[B, N]``, the patches that may be chosen; at least ``tower.targets`` of every row, or none.
+        eligible: boolean ``[B, N]``, the patches that may be chosen; at least ``tower.targets`` of every row, or none;
+            ``None`` where all may.
     """
-    if bool(eligible.all()):
+    if eligible is None or bool(eligible.all()):
         return method.vision_policy(tower)
     return UnpaddedPolicy(method, tower, eligible)
 

@@ -71,6 +71,13 @@ class TilePlan:
         return ImageTrace(tiles, self.layout, kept, count, self.target)
 
 
+def eligible_of(plan: list[TilePlan], patches: int) -> Tensor | None:
+    """Which patches of a batch's rows may be chosen, boolean ``[B, patches]``; ``None`` where all may."""
+    if all(image.layout.complete for image in plan):
+        return None
+    return torch.cat([image.eligible(patches) for image in plan])
+
+
 def plan_image(method: Method, layout: ImageLayout, patches: int, choice: FeatureChoice, second_cut: bool) -> TilePlan:
     """How many patches of each tile of an image leave the tower.
 
