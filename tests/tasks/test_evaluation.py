@@ -188,14 +188,14 @@ def test_the_oracle_cuts_the_towers_output_to_its_patches() -> None:
 def test_a_slice_on_the_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_mini()
     monkeypatch.setattr(under_test, "COST_REPEATS", 1)
-    report = call_eval("--limit", 20, "--target-num", 64, "--output", tmp_path)
+    report = call_eval("--limit", 12, "--target-num", 64, "--output", tmp_path)
     uncut, flowcut = report["rows"]
     assert (uncut["visual_tokens"], flowcut["visual_tokens"]) == (576, 64)
     assert flowcut["speedup"] > 1
-    truths = [question for _, _, questions in choose_questions(load_split(), TASKS, 20) for question in questions]
+    truths = [question for _, _, questions in choose_questions(load_split(), TASKS, 12) for question in questions]
     answers = stored_answers(tmp_path)
     hits = {
         name.split("-")[0]: sum(right(answer, asked.answer) for answer, asked in zip(said, truths, strict=True))
         for name, said in answers.items()
     }
-    assert hits["uncut"] >= 6, answers
+    assert hits["uncut"] >= 4, answers
