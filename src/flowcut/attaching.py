@@ -180,7 +180,7 @@ def flowcut(model: Model, target_num: int | None = None, *, retain_ratio: float 
 
     Args:
         model: a supported model.
-        target_num: visual tokens of each image that reach the language model.
+        target_num: visual tokens kept of each image.
         retain_ratio: the same as a share of the image's tokens, in (0, 1]; give one of the two.
 
     Returns:

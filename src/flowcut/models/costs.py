@@ -2,12 +2,12 @@
 
 * linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
 * attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
-* in a vision layer that cuts, the output projection and the MLP work on the tokens that go on (in Qwen2-VL the MLP
-  alone); attention is counted for all queries, though only those tokens' are computed where there is no padding;
-* attention within frames or windows (Qwen2-VL): n * n is the sum over them;
+* in a vision layer that cuts, the output projection and the MLP work on the tokens that go on (in Qwen's towers the
+  MLP alone); attention is counted for all queries, though only those tokens' are computed where there is no padding;
+* attention within frames or windows (Qwen's towers): n * n is the sum over them;
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
 
-Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
+Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
 not counted.
 """
 
