@@ -7,8 +7,8 @@
 * attention within frames or windows (Qwen's towers): n * n is the sum over them;
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
 
-Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, the language model's head and the scoring itself (the global token's row, below 0.1%) are
-not counted.
+Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, the language model's
+head and the scoring itself (the global token's row, below 0.1%) are not counted either.
 """
 
 from __future__ import annotations
