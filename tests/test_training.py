@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,27 +158,3 @@ def test_peft(order: str) -> None:
     assert answer.shape[1] <= inputs["input_ids"].shape[1] + 3
     detach(wrapped)
     assert wrapped(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
-
-
-def test_the_trainer_takes_the_loss_over_the_kept_sequence(tmp_path: Path) -> None:
-    from transformers import Trainer, TrainingArguments
-
-    model = tiny.tiny_model()
-    batch = {**tiny.batch([tiny.prompt(1, 8, 1), tiny.prompt(1, 8, 2)], "left"), "pixel_values": tiny.pictures(2)}
-    batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == tiny.IMAGE_TOKEN, -100)
-    arguments = TrainingArguments(
-        str(tmp_path), max_steps=1, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1
-    )
-    arguments.per_device_train_batch_size, arguments.remove_unused_columns = 2, False
-    with torch.no_grad(), attach(model, FlowCut(target_num=TARGET, outputs="kept")) as short:
-        logits = model(**batch).logits
-        assert short.trace.sequence is not None
-        expected = loss_by_hand(logits, short.trace.sequence.columns, batch["labels"])
-    handle = attach(model, FlowCut(target_num=TARGET))
-    before = model.model.language_model.layers[0].mlp.up_proj.weight.clone()
-    rows = [{name: values[row] for name, values in batch.items()} for row in range(2)]
-    trainer = Trainer(model, arguments, train_dataset=rows)
-    trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), abs=1e-4)
-    assert handle.trace.sequence is not None and handle.trace.sequence.visual_tokens == (TARGET, TARGET)
-    assert not torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, before)
