@@ -80,7 +80,7 @@ def test_no_table_of_figures_is_typed_by_hand() -> None:
     named = []
     for page in fill_tables.markdown_pages():
         outside = re.sub(r"<!-- table: .*?<!-- end -->|```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
-        for found in re.findall(r"(?:^ *\|.*\n)+", outside, re.MULTILINE):
+        for found in re.findall(r"^ *\|.*\n *\|[ :|-]+\|\n(?: *\|.*\n)*", outside, re.MULTILINE):
             head, _, *body = found.splitlines()
             figures = [cell for line in body for cell in line.split("|") if FIGURE.fullmatch(cell.strip())]
             starts = [start for start in NOT_OF_ROWS if head.strip().startswith(start)]
