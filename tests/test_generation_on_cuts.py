@@ -105,9 +105,12 @@ def test_prompt_lookup_gives_the_tokens_of_plain_greedy(stage: str, name: str) -
 def test_an_assistant_gives_the_tokens_of_plain_greedy(stage: str, name: str) -> None:
     case = zoo.case(name)
     model, inputs, assistant = case.model, case.together(case.samples[:1]), assistant_of(name)
-    with attach(model, method_of(stage)), attach(assistant, method_of(stage)):
-        expected = model.generate(**inputs, **GREEDY, max_new_tokens=8)
-        assert torch.equal(model.generate(**inputs, **GREEDY, max_new_tokens=8, assistant_model=assistant), expected)
+    options: dict[str, Any] = {**GREEDY, "max_new_tokens": 8}
+    with attach(model, method_of(stage)):
+        expected = model.generate(**inputs, **options)
+        assert torch.equal(model.generate(**inputs, **options, assistant_model=assistant), expected), "uncut assistant"
+        with attach(assistant, method_of(stage)):
+            assert torch.equal(model.generate(**inputs, **options, assistant_model=assistant), expected)
 
 
 @cache
@@ -152,6 +155,24 @@ def check_conversation(case: zoo.Case, method: Method, form: tuple[str, ...], fi
         allowed = [token for token in SILENT if token < logits.shape[1]]
         expected = logits.index_fill(1, torch.tensor(allowed), -1e9).argmax(dim=1)
         assert behind[row, -second:].tolist() == expected.tolist(), f"sample {row}, passed again: {form}"
+
+
+@pytest.mark.parametrize("name", ["llava, clip", "llava_next", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("stage", CUTS)
+@torch.no_grad()
+def test_a_conversation_goes_on_from_a_cache_that_prompt_lookup_cropped(stage: str, name: str) -> None:
+    model, inputs = zoo.case(name).model, repeated(name)
+    given = {"input_ids", "attention_mask", "mm_token_type_ids"} & inputs.keys()
+    answers = []
+    with attach(model, method_of(stage)):
+        for options in ({}, {"prompt_lookup_num_tokens": 3}):
+            cached = DynamicCache(config=model.config.get_text_config())
+            first = model.generate(**inputs, **GREEDY, max_new_tokens=4, **{CACHE: cached}, **options)
+            told = torch.cat([first[:, inputs["input_ids"].shape[1] :], inputs["input_ids"][:, -8:]], dim=1)
+            asked = with_text(inputs, told)
+            turn = {key: asked[key] for key in given}
+            answers.append(model.generate(**turn, **GREEDY, max_new_tokens=4, **{CACHE: cached}))
+    assert torch.equal(*answers)
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.CASES if name not in QWEN])
@@ -212,7 +233,7 @@ def test_packed_rows_give_what_their_samples_give_or_are_refused(stage: str, nam
         try:
             found = model(**row, use_cache=False).logits[0]
         except FlowCutError as error:
-            assert "packed" in str(error)
+            assert "samples share a row" in str(error)
             return
     oracle.close(found, torch.cat(expected), "packed")
 
@@ -279,62 +300,49 @@ def test_replicas_compute_with_their_own_weights_or_raise(stage: str, name: str)
         oracle.close(ours, wanted, "replica")
 
 
+def twin(model: Any) -> Any:
+    """An unattached model with the same weights, without anything that calls left on it."""
+    other = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="sdpa").eval()
+    other.generation_config = copy.deepcopy(model.generation_config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
 @every_cut_of_every_family
 @torch.no_grad()
 def test_a_deep_copy_is_attached_by_itself(stage: str, name: str) -> None:
     case = zoo.case(name)
     model, inputs = case.model, case.together(case.samples)
-    uncut = model(**inputs).logits
     with attach(model, method_of(stage)):
         expected = model(**inputs).logits
         copied = copy.deepcopy(model)
-        check_other_weights(model, copied, inputs, stage)
+        assert torch.equal(copied(**inputs).logits, expected)
+        torch.manual_seed(3)
+        for parameter in copied.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        fresh = twin(copied)
+        with attach(fresh, method_of(stage)):
+            assert torch.equal(copied(**inputs).logits, fresh(**inputs).logits), "a copy runs its own weights"
+        assert torch.equal(model(**inputs).logits, expected)
         detach(copied)
-        assert torch.equal(model(**inputs).logits, expected), "taking the copy's method off left the original's"
-    other = copy.deepcopy(model)
-    check_same_weights(copied, other)
-    assert torch.equal(copied(**inputs).logits, other(**inputs).logits), "nothing is left on the copy"
-    assert torch.equal(model(**inputs).logits, uncut)
-
-
-def check_other_weights(model: Any, copied: Any, inputs: dict[str, Tensor], stage: str) -> None:
-    """A copy computes with its own weights, also after they changed, and cuts as a model attached anew."""
-    torch.manual_seed(3)
-    assert torch.equal(copied(**inputs).logits, model(**inputs).logits)
-    for parameter in copied.parameters():
-        parameter.add_(0.02 * torch.randn_like(parameter))
-    found = copied(**inputs).logits
-    fresh = copy.deepcopy(zoo_twin(model))
-    check_same_weights(copied, fresh, load=True)
-    with attach(fresh, method_of(stage)):
-        assert torch.equal(fresh(**inputs).logits, found)
-    assert not torch.equal(found, model(**inputs).logits)
-
-
-def zoo_twin(model: Any) -> Any:
-    """An unattached model of the same form."""
-    config = copy.deepcopy(model.config)
-    return type(model)._from_config(config, attn_implementation="sdpa").eval()
-
-
-def check_same_weights(copied: Any, other: Any, load: bool = False) -> None:
-    """Bring the weights of a copy into another model."""
-    other.load_state_dict(copied.state_dict())
+        assert torch.equal(copied(**inputs).logits, fresh(**inputs).logits), "something is left on the copy"
+        assert torch.equal(model(**inputs).logits, expected), "the copy's detach() took the method off the original"
 
 
 @every_cut_of_every_family
 @torch.no_grad()
 def test_a_pickled_model_works_or_raises_at_once(stage: str, name: str) -> None:
     case = zoo.case(name)
-    model, inputs = case.model, case.together(case.samples)
+    model, inputs = twin(case.model), case.together(case.samples)
+    pickle.dumps(model)
     with attach(model, method_of(stage)):
-        expected = model(**inputs).logits
         try:
-            loaded = pickle.loads(pickle.dumps(model))
-        except FlowCutError as error:
-            assert "detach" in str(error)
-            return
-        assert torch.equal(model(**inputs).logits, expected)
-    assert torch.equal(loaded(**inputs).logits, expected)
-    detach(loaded)
-    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits), "nothing is left on the loaded model"
+            written = pickle.dumps(model)
+        except (FlowCutError, TypeError, pickle.PicklingError):
+            written = b""
+        expected = model(**inputs).logits
+    if written:
+        loaded = pickle.loads(written)
+        assert torch.equal(loaded(**inputs).logits, expected)
+        detach(loaded)
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits), "something is left on the loaded model"
