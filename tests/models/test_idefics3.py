@@ -8,6 +8,8 @@ import families
 import pytest
 import tiny
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import (
     Idefics3Config,
@@ -83,6 +85,8 @@ def test_as_many_samples_as_tiles_are_no_tiles(kind: str, tiles: tuple[int, ...]
 @pytest.mark.parametrize("tiles", TILES_OF_SAMPLES)
 @torch.no_grad()
 def test_beams_of_a_batch_at_full_budget_are_those_of_the_uncut_model(kind: str, tiles: tuple[int, ...]) -> None:
+    if Version(transformers.__version__) < Version("5.23") and max(tiles) > 1:
+        pytest.skip("the uncut model mixes up the images of a sample for its beams")
     model = tiny_model(kind)
     samples = [sample(count, seed) for seed, count in enumerate(tiles)]
     options: dict[str, Any] = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False, "eos_token_id": None}

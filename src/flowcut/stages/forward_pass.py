@@ -54,6 +54,7 @@ class ForwardPass:
         decoder: the language model, where something is cut inside it.
         outputs: what the base model put out, as the head behind it needs to know it, where something was cut.
         module: the module whose call began the pass and will end it; ``None`` before that call.
+        announced: the module whose hooks saw a call that its ``forward`` has not begun yet.
     """
 
     owner: object
@@ -64,6 +65,7 @@ class ForwardPass:
     decoder: Part | None = None
     outputs: Any = None
     module: nn.Module | None = None
+    announced: nn.Module | None = None
     _token: Token[ForwardPass | None] | None = None
 
 

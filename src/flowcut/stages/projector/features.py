@@ -31,7 +31,8 @@ def encode(owner: object, modality: str, original: Callable[..., Any], *args: An
     handed_out = traces[0].layout.handed_out if traces else "image"
     if handed_out == "row":
         output.pooler_output = join_rows(traces, output.pooler_output)
-    elif handed_out == "sample":
+    elif handed_out == "sample" and not isinstance(output.pooler_output, Tensor):
+        # Older versions of transformers do not join them yet: a tensor has an entry for every tile.
         tokens_of_images = [trace.visual_tokens for trace in traces]
         output.pooler_output = list(torch.split(torch.cat(output.pooler_output), tokens_of_images))
     elif any(trace.layout.pooled is not None and not trace.whole for trace in traces):

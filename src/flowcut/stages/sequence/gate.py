@@ -9,7 +9,9 @@ that the steps share, so generations may interleave, and a copied cache copies i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from ...models.costs import ModelCosts
 from ...trace import CacheState, SequenceTrace, Trace
 from ..decoder.layers import DecoderStage
 from ..forward_pass import at_work, begin, end
+from ..observing.overrides import Override
 from ..observing.references import check_reference
 from ..observing.stage import Stage
 from .cache import read_states, write_states
@@ -53,6 +56,7 @@ class SequenceStage(Stage):
         self.method = method
         self.owner = owner
         self.adopt = adopt
+        self.closed = False
         self.trace = Trace()
         self.trained = False
         self.costs = ModelCosts.of(parts)
@@ -71,7 +75,12 @@ class SequenceStage(Stage):
                 module.register_forward_pre_hook(self._begin, prepend=True),
                 module.register_forward_hook(self._end, always_call=True),
             ]
-        self.overrides = [] if top is base else generation_overrides(parts, owner)
+            self.overrides += [
+                Override(module, "forward", partial(self._forward, module)),
+                Override(module, "_replicate_for_data_parallel", self._replicate),
+            ]
+        if top is not base:
+            self.overrides += generation_overrides(parts, owner)
         self.all: tuple[Stage, ...] = (self.decoder, self.outputs, self)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -86,8 +95,10 @@ class SequenceStage(Stage):
             if current.recounted is not None:
                 current.recounted.close()
         elif current.module is module:
-            # A call that was interrupted, as by a keyboard, left it behind.
-            begin(self.owner).module = module
+            # A call inside a call, as by a hook.
+            current = begin(self.owner)
+            current.module = module
+        current.announced = module
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook behind them, also after an error: end what :meth:`_begin` began."""
@@ -96,12 +107,52 @@ class SequenceStage(Stage):
             current.module = None
             end(current)
 
+    def _forward(self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``forward`` of model and base model: where it is called by itself, as PEFT did, the hooks see it, too."""
+        current = at_work(self.owner)
+        if self.closed or (current is not None and current.announced is module):
+            if current is not None:
+                current.announced = None
+            with self._interruptible(module):
+                return original(*args, **kwargs)
+        return module(*args, **kwargs)
+
+    @contextmanager
+    def _interruptible(self, module: nn.Module) -> Iterator[None]:
+        """End the pass of ``module`` where a block is interrupted, as by a keyboard; torch then calls no hooks."""
+        try:
+            yield
+        except BaseException as interrupt:
+            if not isinstance(interrupt, Exception):
+                self._end(module, (), None)
+            raise
+
+    def _replicate(self, original: Callable[[], nn.Module]) -> nn.Module:
+        """A replica's ``forward`` is its own; the hooks attach to it when it is called."""
+        replica = original()
+        for override in self.overrides:
+            if override.slot in ("forward", "_replicate_for_data_parallel"):
+                override.restore(replica)
+        return replica
+
+    def close(self) -> None:
+        """Take everything off again."""
+        self.closed = True
+        super().close()
+
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the base model's forward: encode the images and shorten the sequence."""
         if module is not self.parts.base:
             return self.adopt(module)._enter(module, args, kwargs)
+        with self._interruptible(module):
+            return self._passed(module, args, kwargs)
+
+    def _passed(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The arguments behind the gate, or ``None`` where they pass untouched."""
         current = at_work(self.owner)
         assert current is not None
         current.stretches, current.decoder, current.outputs = [], None, None

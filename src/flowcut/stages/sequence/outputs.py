@@ -134,15 +134,16 @@ class OutputStage(Stage):
                 f"labels have {labels.shape[1]} columns; they need one for every column of input_ids "
                 f"({cut.source_length}), placeholders included (and logits_to_keep must stay 0)."
             )
+        ignored = kwargs.get("ignore_index", -100)
         if kwargs.get("shift_labels") is not None and by_columns:
-            kwargs["shift_labels"] = without_next_of_cut(kwargs["shift_labels"], cut)
+            kwargs["shift_labels"] = without_next_of_cut(kwargs["shift_labels"], cut, ignored)
             return original(logits, labels, *args, **kwargs)
         outputs: LaidOut | None = current.outputs
         if outputs is not None and outputs.logits is not None and logits is outputs.logits[1]:
             logits = outputs.logits[0]
         elif by_columns:
-            return original(logits, labels.masked_fill(~cut.stay().to(labels.device), -100), *args, **kwargs)
-        return original(logits, cut.take(labels, -100), *args, **kwargs)
+            return original(logits, labels.masked_fill(~cut.stay().to(labels.device), ignored), *args, **kwargs)
+        return original(logits, cut.take(labels, ignored), *args, **kwargs)
 
 
 def are_hidden_states(value: Any) -> bool:
@@ -150,7 +151,7 @@ def are_hidden_states(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(isinstance(v, Tensor) and v.dim() == 3 for v in value)
 
 
-def without_next_of_cut(shift_labels: Tensor, cut: ColumnCut) -> Tensor:
-    """Labels ``[B, L]`` that stand one column before their token, without those whose token is cut."""
+def without_next_of_cut(shift_labels: Tensor, cut: ColumnCut, ignored: int) -> Tensor:
+    """Labels ``[B, L]`` that stand one column before their token, ``ignored`` where the token is cut."""
     stay = cut.stay().to(shift_labels.device)
-    return shift_labels.masked_fill(~nn.functional.pad(stay[:, 1:], (0, 1), value=True), -100)
+    return shift_labels.masked_fill(~nn.functional.pad(stay[:, 1:], (0, 1), value=True), ignored)
