@@ -56,7 +56,7 @@ def check_packed(method: Method, cut: ColumnCut, inside: bool, grid_positions: b
         reason = "keeps a different number of columns in every row, so that some would have to be padded"
     if reason:
         raise FlowCutError(
-            f"Several samples are packed into a row (position_ids begin again, no attention_mask), and {method.name} "
+            f"Several samples share a row (packed: position_ids begin again, no attention_mask), and {method.name} "
             f"{reason}. Give every sample a row of its own with an attention mask, or use a method that cuts in front "
             'of the language model without reading the text, with positions="compact".'
         )
