@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcut.algorithm.columns import keep_columns
+from flowcut.algorithm.columns import all_columns, keep_columns, laid_out
 from flowcut.algorithm.positions import shifted_positions
 
 
@@ -59,3 +59,30 @@ def test_positions() -> None:
         [0, 10, 12, 14],
         [10, 11, 12, 13],
     ]
+
+
+def test_every_column_takes_the_value_of_the_last_that_stays_before_it() -> None:
+    keep = torch.tensor([[True, False, False, True, True], [False, True, False, True, True]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    cut = keep_columns(keep, mask)
+    assert cut.stay().tolist() == [[True, False, False, True, True], [False, True, False, True, False]]
+    values = cut.take(torch.arange(5).expand(2, 5) + 1.0, filler=-7)
+    assert laid_out(values, cut.last_kept()).tolist() == [[1, 1, 1, 4, 5], [0, 2, 2, 4, 4]]
+
+
+def test_a_cut_that_drops_nothing_is_whole_and_so_are_two_of_them() -> None:
+    nothing = all_columns(torch.ones(2, 3, dtype=torch.bool))
+    something = keep_columns(torch.tensor([[True, False, True]] * 2), None)
+    assert nothing.whole and nothing.then(nothing).whole
+    assert not something.whole and not nothing.then(something).whole
+    assert nothing.last_kept().tolist() == [[0, 1, 2]] * 2
+
+
+def test_positions_begin_again_with_every_sample_of_a_row() -> None:
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    starts = torch.tensor([[False, False, False, False, True, False, False]])
+    keep = torch.tensor([[True, False, True, True, True, False, True]])
+    cut = keep_columns(keep, None)
+    nothing_before = torch.zeros(1, dtype=torch.long)
+    assert shifted_positions(positions, cut, nothing_before, ~keep, True, starts).tolist() == [[0, 1, 2, 0, 1]]
+    assert shifted_positions(positions, cut, nothing_before, ~keep, False, starts).tolist() == [[0, 2, 3, 0, 2]]
