@@ -233,7 +233,7 @@ def test_packed_rows_give_what_their_samples_give_or_are_refused(stage: str, nam
         try:
             found = model(**row, use_cache=False).logits[0]
         except FlowCutError as error:
-            assert "samples share a row" in str(error)
+            assert "packed into a row" in str(error)
             return
     oracle.close(found, torch.cat(expected), "packed")
 
@@ -331,18 +331,13 @@ def test_a_deep_copy_is_attached_by_itself(stage: str, name: str) -> None:
 
 @every_cut_of_every_family
 @torch.no_grad()
-def test_a_pickled_model_works_or_raises_at_once(stage: str, name: str) -> None:
+def test_pickling_is_refused_with_what_to_do_and_works_behind_detach(stage: str, name: str) -> None:
     case = zoo.case(name)
+    # A model that was called has hooks of transformers that cannot be pickled, attached or not.
     model, inputs = twin(case.model), case.together(case.samples)
-    pickle.dumps(model)
-    with attach(model, method_of(stage)):
-        try:
-            written = pickle.dumps(model)
-        except (FlowCutError, TypeError, pickle.PicklingError):
-            written = b""
-        expected = model(**inputs).logits
-    if written:
-        loaded = pickle.loads(written)
-        assert torch.equal(loaded(**inputs).logits, expected)
-        detach(loaded)
-        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits), "something is left on the loaded model"
+    with attach(model, method_of(stage)), pytest.raises(FlowCutError, match="detach"):
+        pickle.dumps(model)
+    loaded = pickle.loads(pickle.dumps(model))
+    with attach(model, method_of(stage)), attach(loaded, method_of(stage)):
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import families
@@ -468,6 +470,21 @@ def test_outputs_as_a_tuple_are_by_columns_too(stage: str) -> None:
                 assert torch.equal(unnamed[0], named[first])
                 states = next(value for value in unnamed[1:] if isinstance(value, tuple))
                 assert [value.shape for value in states] == [value.shape for value in expected.hidden_states]
+
+
+@torch.no_grad()
+def test_the_page_on_outputs_names_every_output() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "outputs.md").read_text()
+    table = page.split("| output |", 1)[1].split("\n\n", 1)[0]
+    said = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    given: set[str] = set()
+    for name in ("llava, clip", "video_llava", "qwen2_vl"):
+        model, inputs = model_of(name, "eager"), batch_of(name)
+        options = {"output_hidden_states": True, "output_attentions": True}
+        with attach(model, FlowCut(target_num=BUDGET)):
+            given |= model(**inputs, **options, labels=labels_of(inputs)).keys()
+            given |= base_of(model)(**inputs, **options).keys()
+    assert given - {"image_hidden_states", "video_hidden_states"} <= said
 
 
 def test_the_form_of_outputs_is_columns_or_kept() -> None:
