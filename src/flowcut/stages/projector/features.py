@@ -28,18 +28,26 @@ def encode(owner: object, modality: str, original: Callable[..., Any], *args: An
         finally:
             current.options, current.images = {}, []
     traces: list[ImageTrace] = getattr(output, TRACES, [])
-    handed_out = traces[0].layout.handed_out if traces else "image"
-    if handed_out == "row":
-        output.pooler_output = join_rows(traces, output.pooler_output)
-    elif handed_out == "sample" and not isinstance(output.pooler_output, Tensor):
-        # Older versions of transformers do not join them yet: a tensor has an entry for every tile.
-        tokens_of_images = [trace.visual_tokens for trace in traces]
-        output.pooler_output = list(torch.split(torch.cat(output.pooler_output), tokens_of_images))
-    elif any(trace.layout.pooled is not None and not trace.whole for trace in traces):
+    if all(trace.whole for trace in traces):
+        # As the uncut model hands them out.
+        return output
+    output.pooler_output = features_of_images(output.pooler_output, traces)
+    if any(trace.layout.pooled is not None and not trace.whole for trace in traces):
         # Tokens that the model pooled: all videos of a call have as many of them left.
         kept = [tokens[trace.placeholder_kept] for tokens, trace in zip(output.pooler_output, traces, strict=True)]
         output.pooler_output = torch.stack(kept)
     return output
+
+
+def features_of_images(features: Any, traces: list[ImageTrace]) -> Any:
+    """What a model hands out for its frames, tiles or samples, with one entry for each of the images ``traces``."""
+    handed_out = traces[0].layout.handed_out
+    if handed_out == "row":
+        return join_rows(traces, features)
+    if handed_out == "sample" and not isinstance(features, Tensor):
+        # Older versions of transformers do not join them yet: a tensor has an entry for every tile.
+        return list(torch.split(torch.cat(features), [trace.visual_tokens for trace in traces]))
+    return features
 
 
 def images_at_work() -> list[ImageTrace]:

@@ -18,7 +18,7 @@ from ...models.base import ModelParts
 from ...trace import ImageTrace
 from ..forward_pass import joined
 from ..observing.overrides import Override
-from ..projector.features import TRACES
+from ..projector.features import TRACES, features_of_images
 from .cache import read_states
 from .cache_argument import cache_in
 from .placeholders import check_count, find_placeholders
@@ -63,8 +63,10 @@ def expand_with_traces(
         starts = torch.tensor([0, *accumulate(trace.placeholders for trace in traces)][:-1], device=found.device)
         images = groupby(enumerate(found[starts, 0].tolist()), key=itemgetter(1))
         order = [image for _, sample in images for image in [number for number, _ in sample] * expand_size]
-        features = [output.pooler_output[image] for image in order]
-        output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
+        whole = bool(traces) and all(trace.whole for trace in traces)
+        given = features_of_images(output.pooler_output, traces) if whole else output.pooler_output
+        features = [given[image] for image in order]
+        output.pooler_output = torch.stack(features) if isinstance(given, Tensor) else features
         if getattr(output, "deepstack_features", None) is not None:
             output.deepstack_features = [[level[image] for image in order] for level in output.deepstack_features]
         setattr(output, TRACES, [traces[image] for image in order])
