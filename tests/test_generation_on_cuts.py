@@ -341,3 +341,30 @@ def test_pickling_is_refused_with_what_to_do_and_works_behind_detach(stage: str,
     with attach(model, method_of(stage)), attach(loaded, method_of(stage)):
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@every_cut_of_every_family
+@torch.no_grad()
+def test_at_full_budget_every_kind_of_generation_is_the_uncut_models(stage: str, name: str) -> None:
+    case = zoo.case(name)
+    model, inputs, one = case.model, case.together(case.samples), repeated(name)
+
+    def everything() -> list[Tensor]:
+        cached = DynamicCache(config=model.config.get_text_config())
+        first = model.generate(**inputs, **GREEDY, max_new_tokens=3, **{CACHE: cached})
+        asked = with_text(inputs, torch.cat([first[:, inputs["input_ids"].shape[1] :], first[:, -2:]], dim=1))
+        turn = {key: asked[key] for key in ("input_ids", "attention_mask", "mm_token_type_ids") if key in asked}
+        found = [
+            first,
+            model.generate(**turn, **GREEDY, max_new_tokens=3, **{CACHE: cached}),
+            model.generate(**one, **GREEDY, max_new_tokens=5, prompt_lookup_num_tokens=3),
+            model.generate(**one, **GREEDY, max_new_tokens=5, assistant_model=assistant_of(name)),
+        ]
+        if name in REPLICABLE:
+            found.append(replica(model, assistant_of(name))(**inputs).logits)
+        return found
+
+    model(**inputs)
+    expected = everything()
+    with attach(model, type(method_of(stage))(retain_ratio=1.0)):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(everything(), expected, strict=True))
