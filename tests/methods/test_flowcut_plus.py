@@ -199,8 +199,9 @@ def test_relevance_and_flow_both_have_their_say_behind_the_projector() -> None:
     view = ProjectedView(features, torch.arange(12), (3, 4), text, 5, handed_on)
     for power, exponent in ((0.5, 0.5), (1.0, 0.0), (0.0, 1.0)):
         method = FlowCutPlus(target_num=5, relevance="text", relevance_power=power, quality=exponent)
-        quality = question_relevance(features, text) ** power * strength**exponent
-        expected = largest_coverage(states[None], quality[None], (5,), size[None])[0]
+        relevance = question_relevance(features, text) ** power
+        quality = relevance * strength**exponent
+        expected = largest_coverage(states[None], quality[None], (5,), (size * relevance**2)[None])[0]
         assert RelevantPolicy(method).select(view).tolist() == expected.tolist()
 
 

@@ -38,9 +38,9 @@ class FlowCutPlus(Method):
        power. A set covers a patch by its largest cosine to one of the set. So a patch counts for its flow, and for what
        it says of the picture that no patch taken before has said.
 
-    With ``relevance="text"`` step 3 follows the projector and reads the prompt: the flow is multiplied by a power of
-    what CDPruner takes for a token's relevance to the question, of its projected features; likeness is still that of
-    the tower's. Then the choice cannot be cached.
+    With ``relevance="text"`` step 3 follows the projector and reads the prompt. What CDPruner takes for a token's
+    relevance to the question, of its projected features, multiplies the flow of what covers, and squared the weight of
+    what is to be covered; likeness is still that of the tower's features. Then the choice cannot be cached.
 
     Tiles of one image share its budget equally; the frames of a video compete for theirs.
 
@@ -56,7 +56,8 @@ class FlowCutPlus(Method):
             or ``eager`` attention in the tower), ``"repeated"`` drops them. ``"flow"`` drops those of least flow;
             ``"none"`` cuts nothing there.
         early_quality: exponent of the flow in step 2: how much it protects a patch that is like another.
-        relevance_power: exponent of the relevance.
+        relevance_power: exponent of the relevance in the quality of a token; where coverage chooses, what is to be
+            covered weighs its square.
         relevance: ``"none"``, or ``"text"``: the question decides with.
         decoder_layer: a decoder layer behind which FlowCut's second cut follows, where the paper has one (LLaVA-NeXT,
             Qwen2-VL): twice the budget then enters the language model. ``None``: the tower cuts to the budget itself.
@@ -76,7 +77,7 @@ class FlowCutPlus(Method):
     early: Literal["merged", "repeated", "flow", "none"] = "merged"
     early_quality: float = 0.5
     relevance: Literal["none", "text"] = "none"
-    relevance_power: float = 0.5
+    relevance_power: float = 1.0
     decoder_layer: int | None = None
 
     def __post_init__(self) -> None:
@@ -234,11 +235,13 @@ class RelevantPolicy(ProjectorPolicy):
 
     def select(self, view: ProjectedView) -> Tensor:
         # Without word from the tower (pooled frames), the projected features take the place of its own.
-        states, quality, size = view.features, view.features.new_ones(len(view.features)), None
+        states = view.features
+        quality = size = torch.ones(len(states), device=states.device)
         if view.handed_on is not None:
-            states, quality = view.handed_on[:, 2:], view.handed_on[:, 0] ** self.method.quality
-            size = view.handed_on[None, :, 1]
+            states, size = view.handed_on[:, 2:], view.handed_on[:, 1]
+            quality = view.handed_on[:, 0] ** self.method.quality
         if len(view.text):
-            quality = quality * question_relevance(view.features, view.text) ** self.method.relevance_power
+            relevance = question_relevance(view.features, view.text) ** self.method.relevance_power
+            quality, size = quality * relevance, size * relevance.square()
         tokens = (len(view.features),)
-        return chosen(self.method, states[None], quality[None], (view.target,), tokens, size).index[0]
+        return chosen(self.method, states[None], quality[None], (view.target,), tokens, size[None]).index[0]
