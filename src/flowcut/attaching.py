@@ -257,6 +257,14 @@ def flowcut(model: Model, target_num: int | None = None, *, retain_ratio: float 
 
 def detach(model: Model) -> Model:
     """Take off whatever is attached to ``model``; a model with nothing attached is left as it is."""
-    _, parts = find_parts(model)
-    make_room(parts)
+    handle = handle_of(model)
+    if handle is not None:
+        handle.detach()
     return model
+
+
+def handle_of(model: nn.Module) -> Attachment | None:
+    """The handle of what is attached to ``model``, or ``None``."""
+    _, parts = find_parts(model)
+    handle: Attachment | None = parts.base.__dict__.get(HANDLE)
+    return handle
