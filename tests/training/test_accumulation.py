@@ -1,6 +1,6 @@
 """Gradient accumulation on every family: what two micro-batches give together.
 
-transformers' Trainer counts the labels of all micro-batches and hands the number to the model's loss, or, for the models
+transformers' Trainer counts the labels of all micro-batches and hands the number to the model's loss, or, for models
 that do not accept it, takes the mean over the micro-batches. Both are compared with losses by hand (``oracle.py``).
 """
 
@@ -10,7 +10,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import torch
 import zoo
