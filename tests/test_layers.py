@@ -21,6 +21,7 @@ LAYERS = (
     {"checkpoints"},
     {"measure"},
     {"tasks"},
+    {"llava_files"},
     {"view"},
     {"cli"},
 )

@@ -140,12 +140,21 @@ def unreadable(text: str) -> str:
 
 def describe(method: Method) -> str:
     """A method's name with the settings that differ from its defaults; its budget is left out."""
-    changed = {
+    return written(method.name, {name: value for name, value in changed(method).items() if name not in BUDGET})
+
+
+def expression_of(method: Method) -> str:
+    """The text that makes the method again: :func:`describe` with its budget."""
+    return written(method.name, changed(method))
+
+
+def changed(method: Method) -> dict[str, Any]:
+    """The settings that differ from a method's defaults."""
+    return {
         name: getattr(method, name)
         for name, setting in settings_of(type(method)).items()
-        if name not in BUDGET and getattr(method, name) != setting.default
+        if getattr(method, name) != setting.default
     }
-    return written(method.name, changed)
 
 
 def written(name: str, settings: Mapping[str, Any]) -> str:
