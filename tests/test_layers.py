@@ -22,6 +22,7 @@ LAYERS = (
     {"checkpoints"},
     {"measure"},
     {"tasks"},
+    {"llava_files"},
     {"view"},
     {"cli"},
 )
