@@ -12,7 +12,8 @@ OWN = ("wrapped", "journal")
 
 def test_settings_stand_among_the_arguments_under_the_names_of_the_methods_fields() -> None:
     given = read_model_arguments(
-        "pretrained=/models/some,method=flowcut_plus,target_num=64,positions=original,wrapped=llava_hf,dtype=float32", OWN
+        "pretrained=/models/some,method=flowcut_plus,target_num=64,positions=original,wrapped=llava_hf,dtype=float32",
+        OWN,
     )
     assert given.method == FlowCutPlus(target_num=64, positions="original")
     assert given.own == {"wrapped": "llava_hf"}
@@ -73,5 +74,5 @@ def test_arguments_that_nobody_would_read_are_refused() -> None:
     assert named_parameters(Own) == {"dtype", "pretrained", "device"}
     assert named_parameters(Closed) == {"batch_size"}
     check_names({"dtype": "float32"}, named_parameters(Own), "own", None)
-    with pytest.raises(ValueError, match="histroy is known neither to the method nor to own.*history.*device, dtype"):
+    with pytest.raises(ValueError, match=r"histroy is known neither to the method nor to own.*history.*device, dtype"):
         check_names({"histroy": "1"}, named_parameters(Own), "own", FlowCut(target_num=9))

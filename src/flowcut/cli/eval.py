@@ -124,7 +124,8 @@ def eval_command(
                 force_simple=force_simple,
                 pairs=efficiency > 0,
             )
-            harness_rows = plan_harness_rows(method, budgets_in(target_num), common)
+            methods, budgets = rows_wanted(method, target_num, recalled(model, errors))
+            harness_rows = plan_harness_rows(methods, budgets, common)
             run_harness_rows(harness_rows, output, processes, errors, as_json=as_json)
             return
         check_harness_only(wrapped, processes, include_path, model_args, force_simple)
@@ -135,8 +136,10 @@ def eval_command(
                 quiet_transformers()
                 from ..checkpoints.loading import load_model
                 from ..tasks import TASKS, load_split
+                from ..tasks.efficiency import efficiency_reports
                 from ..tasks.evaluation import choose_questions
                 from ..tasks.rows import RowFile
+                from ..view.efficiency import save_efficiency
                 from ..view.report import cells_of, figures_of, header_of, save_report, uncut_of
 
                 memory = recalled(model, errors)
@@ -161,7 +164,10 @@ def eval_command(
             store.arrange(identity, plans)
             paths = save_report(output, identity, store.table(identity))
             if efficiency:
-                paths.append(measure_efficiency(loaded, plans, asked, identity, output, efficiency, errors))
+                with progress_bar(errors) as bar:
+                    advance = bar.track(plans, description="efficiency: rows")
+                    reports = efficiency_reports(loaded, advance, asked, identity, output, efficiency)
+                paths.append(save_efficiency(output, reports))
         uncut = uncut_of(rows)
         if as_json:
             typer.echo(json.dumps({**identity, "rows": [figures_of(row, uncut) for row in rows]}))
@@ -288,36 +294,3 @@ def measure(
                 store.add(identity, row)
             rows.append(row)
     return rows
-
-
-def measure_efficiency(
-    loaded: LoadedModel,
-    plans: list[RowPlan],
-    asked: Asked,
-    identity: dict[str, Any],
-    output: Path,
-    questions: int,
-    errors: Console,
-) -> Path:
-    """The efficiency reports of the plans' rows, where they are not there yet; returns the path of their table."""
-    from ..errors import UnsupportedModelError
-    from ..measure.efficiency_report import read_reports, write_reports
-    from ..tasks.efficiency import efficiency_of, report_key
-    from ..view.efficiency import save_efficiency
-
-    reports = read_reports(output)
-    found = {}
-    with progress_bar(errors) as bar:
-        task = bar.add_task("efficiency: rows", total=len(plans))
-        for plan in plans:
-            key = report_key(identity, plan, questions)
-            if key not in reports:
-                try:
-                    reports[key] = efficiency_of(loaded, plan, asked, questions)
-                    write_reports(output, reports)
-                except (UnsupportedModelError, ValueError):
-                    bar.advance(task)
-                    continue  # measure() has told why
-            found[plan.label] = reports[key]
-            bar.advance(task)
-    return save_efficiency(output, found)

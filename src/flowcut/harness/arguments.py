@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..methods import METHODS, Method
+from ..checkpoints.memory import read_memory
+from ..checkpoints.mini import MINI
+from ..methods import METHODS, FlowCut, Method
 from ..methods.naming import MethodExpression, read_expression
 from ..methods.settings import BUDGET, settings_of
 
@@ -41,7 +43,8 @@ def read_model_arguments(text: str, own: tuple[str, ...]) -> ModelArguments:
 
     Args:
         text: ``NAME=VALUE`` separated by commas. ``method`` is a method's name, with settings in brackets or as names
-            of their own (``method=flowcut,target_num=64,history=0.7``), or ``none``; without it, ``flowcut``.
+            of their own (``method=flowcut,target_num=64,history=0.7``), or ``none``; without it
+            what the checkpoint was trained with, else ``flowcut``.
         own: names of further arguments that are ours.
 
     Raises:
@@ -56,8 +59,13 @@ def read_model_arguments(text: str, own: tuple[str, ...]) -> ModelArguments:
         if name in given:
             raise ValueError(f"model_args: {name} is given twice.")
         given[name] = value
-    wanted = given.pop("method", "flowcut")
     ours = {name: given.pop(name) for name in own if name in given}
+    if not {"method", *settings_of(FlowCut)} & set(given):
+        named = given.get("pretrained", MINI)
+        memory = None if named == MINI else read_memory(named)
+        if memory is not None:
+            return ModelArguments(memory.method, ours, given)
+    wanted = given.pop("method", FlowCut.name)
     if wanted.lower() == UNCUT:
         every = {name for method in METHODS.values() for name in settings_of(method)}
         extra = [name for name in given if name in every]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ..attaching import detach
 from ..checkpoints.loading import LoadedModel
+from ..errors import UnsupportedModelError
 from ..inputs.prompting import model_inputs
 from ..measure.efficiency import Recorder
-from ..measure.efficiency_report import gathered
+from ..measure.efficiency_report import gathered, read_reports, write_reports
 from .asking import MAX_NEW_TOKENS, Asked, RowPlan, oracle_patches
 from .rows import Identity, row_key
 
@@ -43,6 +46,27 @@ def efficiency_of(loaded: LoadedModel, plan: RowPlan, asked: Asked, questions: i
         return gathered([recorder.as_dict(batch_size=1)])
     finally:
         recorder.close()
+
+
+def efficiency_reports(
+    loaded: LoadedModel, plans: Iterable[RowPlan], asked: Asked, identity: Identity, folder: Path, questions: int
+) -> dict[str, dict[str, Any]]:
+    """The reports of rows by their labels; those that the folder holds are not measured again.
+
+    A row whose method does not fit the model is left out, as it is in the table of accuracies.
+    """
+    reports = read_reports(folder)
+    found = {}
+    for plan in plans:
+        key = report_key(identity, plan, questions)
+        if key not in reports:
+            try:
+                reports[key] = efficiency_of(loaded, plan, asked, questions)
+            except (UnsupportedModelError, ValueError):
+                continue
+            write_reports(folder, reports)
+        found[plan.label] = reports[key]
+    return found
 
 
 def report_key(identity: Identity, plan: RowPlan, questions: int) -> str:
