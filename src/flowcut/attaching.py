@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .errors import UnsupportedModelError
-from .methods import FlowCut, Method
+from .methods import METHODS, FlowCut, Method, make_method
 from .models import ModelFamily, ModelParts, find_parts
 from .models.towers import side
 from .stages.decoder.layers import check_layers
@@ -21,11 +21,15 @@ from .stages.tower.batched import BatchedStage
 from .stages.tower.packed import PackedStage
 from .stages.tower.shrinking import check_shrinking
 from .stages.tower.tiles import budget_of_patches
+from .stages.tower.whole import WholeStage
 from .trace import Trace
 
 __all__ = ["Handle", "attach", "detach", "flowcut"]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+STAGES = {"tower": "in the vision tower", "projector": "behind the projector", "decoder": "inside the language model"}
+"""Where methods cut, in words."""
 
 
 class Handle:
@@ -41,8 +45,13 @@ class Handle:
         self.method = method
         self._parts = parts
         owner = object()
-        packed = parts.tower.packing is not None
-        vision = PackedStage(parts, method) if packed else BatchedStage(family, parts, method, owner)
+        vision: Stage
+        if "tower" in parts.refusals:
+            vision = WholeStage(parts, method)
+        elif parts.tower.packing is not None:
+            vision = PackedStage(parts, method)
+        else:
+            vision = BatchedStage(family, parts, method, owner)
         self._sequence = SequenceStage(parts, method, owner, self._adopt)
         self._stages: tuple[Stage, ...] = (vision, *self._sequence.all)
         parts.base.__dict__[HANDLE] = self
@@ -111,6 +120,7 @@ def attach(model: nn.Module, method: Method) -> Handle:
             "(model.language_model) may be compiled."
         )
     family, parts = find_parts(model)
+    check_stages(method, parts)
     if method.requires_cls and not parts.tower.prefix:
         raise UnsupportedModelError(
             f"{method.name} ranks patches by the CLS token, and {type(parts.tower.module).__name__} has none. Use a "
@@ -126,7 +136,7 @@ def attach(model: nn.Module, method: Method) -> Handle:
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    if packing is None:
+    if packing is None and "tower" not in parts.refusals:
         budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
     for tower in parts.towers:
@@ -136,6 +146,35 @@ def attach(model: nn.Module, method: Method) -> Handle:
     if previous is not None:
         previous.detach()
     return Handle(model, method, family, parts)
+
+
+def check_stages(method: Method, parts: ModelParts) -> None:
+    """Refuse a method that cuts where this model cannot be cut.
+
+    Raises:
+        UnsupportedModelError: says where, why, and which methods fit.
+    """
+    for stage, place in STAGES.items():
+        if stage in parts.refusals and cuts_at(method, stage, parts.second_cut):
+            fitting = [
+                name
+                for name, other in METHODS.items()
+                if not any(cuts_at(make_method(name, target_num=1), at, parts.second_cut) for at in parts.refusals)
+                and not other.shrinks_picture
+            ]
+            raise UnsupportedModelError(
+                f"{method.name} cuts {place}, and {type(parts.base).__name__} {parts.refusals[stage]}. Methods that cut "
+                f"elsewhere: {', '.join(fitting)}."
+            )
+
+
+def cuts_at(method: Method, stage: str, second_cut: bool) -> bool:
+    """Whether a method cuts at a stage, ``"tower"``, ``"projector"`` or ``"decoder"``."""
+    return {
+        "tower": method.cuts_tower,
+        "projector": method.cuts_projected,
+        "decoder": bool(method.decoder_layers(second_cut)),
+    }[stage]
 
 
 def patches_of(parts: ModelParts) -> int:
@@ -154,7 +193,7 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
         return
     config: Any = parts.language_model.config
     limit = config.max_position_embeddings
-    if parts.tower.packing is not None or parts.packer is not None:
+    if parts.tower.packing is not None or parts.packer is not None or "tower" in parts.refusals:
         # Images of any size, in one sequence or in tiles: how many tokens one has is known when it comes.
         if method.target_num > limit:
             raise ValueError(

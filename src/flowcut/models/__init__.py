@@ -6,6 +6,7 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
+from .general import General
 from .idefics3 import Idefics3, SmolVLM
 from .internvl import InternVL
 from .llava import Llava
@@ -14,6 +15,7 @@ from .llava_onevision import LlavaOnevision
 from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
 from .qwen3_vl import Qwen3VL
+from .refused import REFUSED
 from .video_llava import VideoLlava
 
 FAMILIES: tuple[ModelFamily, ...] = (
@@ -29,7 +31,20 @@ FAMILIES: tuple[ModelFamily, ...] = (
     InternVL(),
 )
 
-__all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts", "supported_classes"]
+GENERAL = General()
+"""What takes care of every class that keeps transformers' contract and has no family of its own."""
+
+__all__ = [
+    "FAMILIES",
+    "GENERAL",
+    "REFUSED",
+    "FeatureChoice",
+    "ModelFamily",
+    "ModelParts",
+    "VisionTower",
+    "find_parts",
+    "supported_classes",
+]
 
 
 def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
@@ -44,10 +59,14 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
             "Load one first, such as LlavaForConditionalGeneration.from_pretrained(...). "
             f"Supported: {supported_classes()}."
         )
+    if type(model).__name__ in REFUSED:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not supported: {REFUSED[type(model).__name__]}. Supported: {supported_classes()}."
+        )
     found = [
         (family, path, module)
         for path, module in model.named_modules()
-        if (family := next((family for family in FAMILIES if family.is_base(module)), None)) is not None
+        if (family := next((family for family in (*FAMILIES, GENERAL) if family.is_base(module)), None)) is not None
     ]
     if not found:
         raise UnsupportedModelError(

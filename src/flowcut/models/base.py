@@ -91,6 +91,9 @@ class ModelParts:
             the picture.
         injection: the language model's method that adds the tower's intermediate features to the hidden states behind
             one of its layers, called with those states, a mask of the visual tokens, and the features.
+        first_position: the position of a prompt's first token.
+        refusals: the stages at which nothing can be cut, ``"tower"``, ``"projector"`` or ``"decoder"``, and why: the end
+            of a sentence that begins with the model's name.
     """
 
     family: str
@@ -108,6 +111,8 @@ class ModelParts:
     shuffle: tuple[nn.Module, str] | None = None
     grid_positions: bool = False
     injection: str | None = None
+    first_position: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
 
     def tower_of(self, modality: str) -> VisionTower:
         """The tower that encodes ``modality``."""

@@ -64,16 +64,17 @@ class ModelCosts:
         heads = text.num_attention_heads
         head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
         packing = parts.tower.packing
-        width = packing.width if packing else tower.hidden_size
-        values = packing.values if packing else tower.num_channels * parts.tower.patch_size**2
+        whole = not parts.tower.layers
+        width = 0 if whole else packing.width if packing else tower.hidden_size
+        values = 0 if whole else packing.values if packing else tower.num_channels * parts.tower.patch_size**2
         mergers = [parts.projector, *(packing.deepstack if packing else ())]
-        projection = 0 if packing else linear_flops(parts.tower.projections[0])
+        projection = 0 if packing or whole else linear_flops(parts.tower.projections[0])
         return cls(
             patch_embedding=2 * values * width,
             tower_prefix=parts.tower.prefix,
             tower_layers=len(parts.tower.layers),
-            tower_inner_linear=linear_flops(parts.tower.attentions[0]) - projection,
-            tower_outer_linear=linear_flops(parts.tower.mlps[0]) + projection,
+            tower_inner_linear=0 if whole else linear_flops(parts.tower.attentions[0]) - projection,
+            tower_outer_linear=0 if whole else linear_flops(parts.tower.mlps[0]) + projection,
             tower_width=width,
             projector_linear=sum(linear_flops(merger) for merger in mergers),
             decoder_layers=len(parts.decoder_layers),

@@ -61,6 +61,8 @@ class TileTrace:
     @property
     def tokens_into_layer(self) -> list[int]:
         """Tokens entering every vision layer that ran."""
+        if not self.tokens_after_layer:
+            return []
         alive_at_first = self.tokens_embedded + self.tokens_after_layer[-1] - (len(self.kept) + self.spare) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 

@@ -1,0 +1,121 @@
+"""Any model that keeps transformers' contract for vision-language models, without a file of its own.
+
+The contract: ``get_image_features`` whose output's ``pooler_output`` has an entry for every image, a placeholder id in
+the config, a forward that takes encoded images as ``mm_encoder_outputs``, and a decoder found by ``get_decoder()``.
+Nothing is assumed about the vision tower, which stays whole. What is not found as the contract says is refused, with
+the reason; what only a pass can show (that features and placeholders agree in number) is checked in every pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
+from .decoders import decoder_layers_of, injection_of, why_decoder_stays_whole
+
+PLACEHOLDERS = {
+    "image": ("image_token_id", "image_token_index"),
+    "video": ("video_token_id", "video_token_index"),
+}
+"""Names under which configs hold the placeholder of a modality."""
+
+ENCODED = "mm_encoder_outputs"
+"""The forward's argument that takes images which are encoded already."""
+
+
+class General(ModelFamily):
+    """Cuts behind the projector, and inside the decoder where every layer can be shown to follow."""
+
+    name: ClassVar[str] = "general"
+    class_name: ClassVar[str] = "any class that keeps transformers' contract"
+    hub_ids: ClassVar[tuple[str, ...]] = ()
+    towers: ClassVar[tuple[str, ...]] = ()
+
+    def is_base(self, module: nn.Module) -> bool:
+        return (
+            isinstance(module, PreTrainedModel)
+            and encodes(module)
+            and ENCODED in inspect.signature(type(module).forward).parameters
+            and not any(encodes(child) for child in module.children())
+        )
+
+    def parts(self, base: nn.Module, top: nn.Module) -> ModelParts:
+        check_contract(base, top)
+        model: Any = base
+        decoder: nn.Module = model.get_decoder()
+        refusals = {"tower": "has a vision tower of a kind that is not known here, so that it stays whole"}
+        reason = why_decoder_stays_whole(decoder)
+        if reason:
+            refusals["decoder"] = reason
+        return ModelParts(
+            family=model.config.model_type,
+            top=top,
+            base=base,
+            tower=whole_tower(model.get_encoder(modality="image")),
+            projector=nn.Identity(),
+            language_model=decoder,
+            decoder_layers=decoder_layers_of(decoder),
+            placeholders=placeholders_of(base),
+            grid_positions=hasattr(model, "compute_3d_position_ids"),
+            injection=injection_of(decoder),
+            refusals=refusals,
+        )
+
+    def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
+        return FeatureChoice((), 0)
+
+
+def encodes(module: nn.Module) -> bool:
+    """Whether a module's class gives image features."""
+    return hasattr(type(module), "get_image_features")
+
+
+def whole_tower(module: nn.Module) -> VisionTower:
+    """A vision tower of which nothing is known, and nothing is cut."""
+    return VisionTower(module=module, layers=(), attentions=(), projections=(), mlps=(), prefix=0, patch_size=1)
+
+
+def placeholders_of(base: nn.Module) -> dict[str, int]:
+    """The placeholder of every modality that ``base`` encodes and reads, by modality; images must be among them.
+
+    Raises:
+        UnsupportedModelError: the config names no placeholder for images.
+    """
+    config: Any = base.config
+    found: dict[str, int] = {}
+    for modality, names in PLACEHOLDERS.items():
+        token = next((getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)), None)
+        if token is not None and hasattr(type(base), f"get_{modality}_features"):
+            found[modality] = token
+    if "image" not in found:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} has no placeholder for a visual token in its config (looked for "
+            f"{' and '.join(PLACEHOLDERS['image'])}), so that cut tokens cannot be found in a prompt."
+        )
+    return found
+
+
+def check_contract(base: nn.Module, top: nn.Module) -> None:
+    """Make sure that what the contract promises is there.
+
+    Raises:
+        UnsupportedModelError: names what is not.
+    """
+    config: Any = base.config
+    model: Any = base
+    reason = ""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "is an encoder-decoder: visual tokens are in its encoder, not in the prompt of a decoder"
+    elif top is base and model.get_output_embeddings() is not None:
+        reason = "has its head inside the module that joins images and text, which is not supported without a file"
+    elif not isinstance(getattr(model.get_decoder(), "layers", None), nn.ModuleList):
+        reason = f"has a decoder ({type(model.get_decoder()).__name__}) without a list of layers"
+    elif model.get_input_embeddings() is None:
+        reason = "has no input embedding, by which placeholders are recognised"
+    if reason:
+        raise UnsupportedModelError(f"{type(base).__name__} {reason}. docs/families.md lists what is supported.")

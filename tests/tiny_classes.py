@@ -1,0 +1,229 @@
+"""A tiny random model of any image-text-to-text class of transformers, and samples for it.
+
+A class's own default config is shrunk by the tables here; what a class needs besides is in :data:`OVERRIDES`, and how
+it takes pictures in :data:`PICTURES`. Processors are not needed: how many placeholders a picture has, the uncut model
+says.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import families
+import tiny
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+IMAGE, VIDEO = 150, 151
+CLASSES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+"""Every class by its config's ``model_type``."""
+
+SIZE, PATCH = 56, 14
+DECODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "d_model": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 160,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+    "sliding_window": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 2048,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 160,
+    "query_pre_attn_scalar": 8,
+}
+"""What the language model of a default config becomes."""
+
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "embed_dim": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "depth": 4,
+    "num_attention_heads": 4,
+    "num_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "image_size": SIZE,
+    "patch_size": PATCH,
+    "out_hidden_size": 32,
+    "projection_dim": 32,
+    "moe_intermediate_size": 32,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+"""What its vision tower becomes."""
+
+BY_LAYER = ("layer_types", "mlp_layer_types", "per_layer_config")
+"""Settings with an entry for every layer, which are left to the class again."""
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"vision_config": {"fullatt_block_indexes": [1, 3], "window_size": 56}},
+}
+"""What a class needs besides, by its path in the config."""
+
+
+def shrunk(config: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A config with the sizes of ``table`` in it and in the configs inside it."""
+    small: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in BY_LAYER:
+            continue
+        if name in table and value is not None:
+            number = table[name]
+            small[name] = [number] * len(value) if isinstance(value, (list, tuple)) else type(value)(number)
+        elif isinstance(value, dict) and not name.startswith("rope_"):
+            small[name] = shrunk(value, table)
+        else:
+            small[name] = value
+    return small
+
+
+def overridden(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A config with changes, which may reach into the configs inside it."""
+    changed = dict(config)
+    for name, value in changes.items():
+        inner = changed.get(name)
+        changed[name] = overridden(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return changed
+
+
+def tiny_config(model_type: str) -> Any:
+    """The config of a tiny model."""
+    config_class = getattr(transformers, CLASSES[model_type]).config_class
+    default = {name: value for name, value in config_class().to_dict().items() if name != "model_type"}
+    for name, value in default.items():
+        if isinstance(value, dict):
+            default[name] = shrunk(value, DECODER if name == "text_config" else TOWER)
+        elif name in ("image_token_id", "image_token_index"):
+            default[name] = IMAGE
+        elif name in ("video_token_id", "video_token_index"):
+            default[name] = VIDEO
+    return config_class(**overridden(default, OVERRIDES.get(model_type, {})))
+
+
+def tiny_model(model_type: str, attention: str = "sdpa") -> Any:
+    """A tiny model whose tower attends sharply enough for schedules to cut, and whose answers differ."""
+    torch.manual_seed(0)
+    model_class = getattr(transformers, CLASSES[model_type])
+    model = model_class._from_config(tiny_config(model_type), attn_implementation=attention).eval()
+    decoder = {id(parameter) for parameter in base_of(model).get_decoder().parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if id(parameter) in decoder or "lm_head" in name:
+                if "weight" in name and parameter.dim() == 2:
+                    parameter.normal_(0.0, 0.2)
+            elif any(part in name for part in ("q_proj.weight", "k_proj.weight", "qkv.weight")):
+                parameter.normal_(0.0, 0.5)
+            elif parameter.dim() >= 2:
+                parameter.normal_(0.0, 0.2)
+            elif not parameter.isfinite().all():
+                parameter.zero_()
+    return model
+
+
+def base_of(model: nn.Module) -> Any:
+    """The module that joins images and text."""
+    inner = [
+        module
+        for module in model.modules()
+        if hasattr(type(module), "get_image_features")
+        and not any(hasattr(type(child), "get_image_features") for child in module.children())
+    ]
+    return inner[0]
+
+
+def pixels(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Pictures of one size."""
+    return {"pixel_values": pictures(images, SIZE, SIZE, seed)}
+
+
+def sized(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Pictures of different sizes, filled up to the largest."""
+    sizes = torch.tensor([(56, 56), (28, 56), (56, 28)])[(torch.arange(images) + seed) % 3]
+    return {"pixel_values": pictures(images, SIZE, SIZE, seed), "image_sizes": sizes}
+
+
+def packed(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Patches of pictures of different sizes, one behind the other."""
+    grids = torch.tensor([(1, 4, 6), (1, 8, 4), (1, 6, 6)])[(torch.arange(images) + seed) % 3]
+    config = model.config.vision_config
+    frames = getattr(config, "temporal_patch_size", 1)
+    values = getattr(config, "in_channels", 3) * frames * config.patch_size**2
+    generator = torch.Generator().manual_seed(seed)
+    patches = int(grids.prod(dim=1).sum())
+    # A few bright patches, so that attention has something to look at.
+    bright = 1.0 + 3.0 * (torch.rand(patches, 1, generator=generator) > 0.8)
+    return {"pixel_values": torch.randn(patches, values, generator=generator) * bright, "image_grid_thw": grids}
+
+
+def pictures(count: int, height: int, width: int, seed: int) -> Tensor:
+    """Random pictures with coarse and fine structure."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, height // PATCH, width // PATCH, generator=generator)
+    fine = torch.randn(count, 3, height, width, generator=generator)
+    return nn.functional.interpolate(coarse, size=(height, width), mode="nearest") + 0.3 * fine
+
+
+PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {}
+"""How a class takes pictures, where its arguments do not tell."""
+
+
+def pictures_for(model: Any, model_type: str, images: int, seed: int) -> dict[str, Tensor]:
+    """The tensors of so many pictures."""
+    arguments = inspect.signature(base_of(model).get_image_features).parameters
+    usual = packed if "image_grid_thw" in arguments else sized if "image_sizes" in arguments else pixels
+    return PICTURES.get(model_type, usual)(model, images, seed)
+
+
+@torch.no_grad()
+def sample(model: Any, model_type: str, images: int, seed: int, words: int = 5) -> families.Sample:
+    """A prompt with so many pictures."""
+    tensors = pictures_for(model, model_type, images, seed) if images else {}
+    counts = []
+    if images:
+        base = base_of(model)
+        accepted = inspect.signature(base.get_image_features).parameters
+        features = base.get_image_features(**{k: v for k, v in tensors.items() if k in accepted}, return_dict=True)
+        counts = [len(one) for one in features.pooler_output]
+    return {"input_ids": families.prompt([(IMAGE, count) for count in counts], words, seed), **tensors}
+
+
+def together(model: Any, samples: list[families.Sample], side: str = "left") -> dict[str, Tensor]:
+    """Samples as a padded batch, with token types where the model reads them."""
+    inputs = families.collate(samples, side)
+    arguments = inspect.signature(base_of(model).forward).parameters
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in arguments:
+            inputs[name] = (inputs["input_ids"] == IMAGE).long()
+    return inputs
+
+
+__all__ = ["CLASSES", "IMAGE", "sample", "tiny", "tiny_model", "together"]
