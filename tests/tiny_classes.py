@@ -18,6 +18,8 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from flowcut.stages.sequence.handing import handed_to
+
 IMAGE, VIDEO = 150, 151
 CLASSES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """Every class by its config's ``model_type``."""
@@ -75,6 +77,14 @@ TOWER: dict[str, Any] = {
     "patch_size": PATCH,
     "out_hidden_size": 32,
     "projection_dim": 32,
+    "vision_output_dim": 32,
+    "output_dim": 32,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "downsample_hidden_size": 8,
+    "n_window": 8,
     "moe_intermediate_size": 32,
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
@@ -84,8 +94,85 @@ TOWER: dict[str, Any] = {
 BY_LAYER = ("layer_types", "mlp_layer_types", "per_layer_config")
 """Settings with an entry for every layer, which are left to the class again."""
 
+_MROPE: dict[str, Any] = {"rope_parameters": {"mrope_section": [2, 1, 1]}}
+_DEEPSTACK: dict[str, Any] = {"vision_config": {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 16}}
+_MLA: dict[str, Any] = {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+_GLM: dict[str, Any] = {"text_config": _MROPE, "vision_config": {"temporal_patch_size": 1}}
+_SAM: dict[str, Any] = {"output_channels": 8, "global_attn_indexes": [1, 3], "mlp_dim": 64, "window_size": 2}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "qwen2_5_vl": {"vision_config": {"fullatt_block_indexes": [1, 3], "window_size": 56}},
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "cohere2_vision": {"alignment_intermediate_size": 64},
+    "cohere_compass": {
+        **_DEEPSTACK,
+        "text_config": {
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+                for kind in ("sliding_attention", "full_attention")
+            },
+        },
+    },
+    "cosmos3_edge": {"text_config": _MROPE, "vision_config": {"num_patches": 16}, "projector_hidden_size": 64},
+    "cosmos3_omni": {**_DEEPSTACK, "text_config": _MROPE},
+    "deepseek_vl_hybrid": {"high_res_vision_config": {**_SAM, "image_size": 224}},
+    "ernie4_5_vl_moe": {"text_config": {"moe_num_shared_experts": 1, "moe_intermediate_size": [32, 32]}},
+    "gemma3": {"mm_tokens_per_image": 4, "vision_config": {"vision_use_head": False}},
+    "gemma4": {"vision_config": {"pooling_kernel_size": 2, "position_embedding_size": 16}},
+    "glm46v": _GLM,
+    "glm4v": _GLM,
+    "glm4v_moe": {**_GLM, "text_config": {"rope_parameters": {"mrope_section": [1, 1, 0]}, "first_k_dense_replace": 1}},
+    "glm_ocr": _GLM,
+    "glmga": _GLM,
+    "got_ocr2": {"vision_config": {**_SAM, "image_size": 224}},
+    "hunyuan_vl": {
+        "text_config": {"head_dim": 8, "rope_parameters": {"mrope_section": [1, 1, 1, 1]}},
+        "vision_config": {"text_hidden_size": 32, "temporal_patch_size": 1, "max_image_size": 112},
+    },
+    "idefics2": {"perceiver_config": {"hidden_size": 32, "resampler_n_latents": 6, "resampler_n_heads": 4}},
+    "janus": {
+        "vision_config": {"projection_dim": 32, "num_image_tokens": 16},
+        "vq_config": {"embed_dim": 8, "base_channels": 32, "channel_multiplier": [1, 1], "projection_dim": 32},
+    },
+    "kimi_k25": {
+        "text_config": {**_MLA, "first_k_dense_replace": 1},
+        "projection_hidden_size": 32,
+        "vision_config": {"pos_emb_height": 8, "pos_emb_width": 8},
+    },
+    "minicpmv4_6": {"vision_config": {"insert_layer_id": 1}, "insert_layer_id": 1, "image_token_id": IMAGE},
+    "minicpmv4_7": {"vision_config": {"insert_layer_id": 1}, "insert_layer_id": 1, "image_token_id": IMAGE},
+    "minimax_m3_vl": {
+        "text_config": {"dense_intermediate_size": 64, "shared_intermediate_size": 32, "rotary_dim": 4},
+        "projector_hidden_size": 32,
+        "merged_hidden_size": 128,
+    },
+    "molmo2": {
+        "adapter_config": {"vision_feature_layer": [3, 2], "text_hidden_size": 32},
+        "vision_config": {"num_position_embeddings": 16, "image_size": [SIZE, SIZE]},
+        "image_patch_id": IMAGE,
+    },
+    "muse_glimmer": {"out_hidden_size": 128, "projector_hidden_size": 32},
+    "ovis2": {"vision_config": {"vocab_size": 64}, "hidden_size": 32, "visual_indicator_token_ids": [152, 153, 154, 155, 156]},
+    "paligemma": {"vision_config": {"vision_use_head": False}, "projection_dim": 32},
+    "qianfan_ocr": {"vision_config": {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}},
+    "internvl": {"vision_config": {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}},
+    "qwen2_5_omni_thinker": {"text_config": _MROPE},
+    "qwen2_5_vl": {"text_config": _MROPE, "vision_config": {"fullatt_block_indexes": [1, 3], "window_size": 56}},
+    "qwen2_vl": {"text_config": _MROPE},
+    "qwen3_5": {"text_config": {"rope_parameters": {"mrope_section": [1, 0, 0]}}},
+    "qwen3_5_moe": {"text_config": {"rope_parameters": {"mrope_section": [1, 0, 0]}}},
+    "qwen3_omni_moe_thinker": {**_DEEPSTACK, "text_config": _MROPE},
+    "qwen3_vl": {**_DEEPSTACK, "text_config": _MROPE},
+    "qwen3_vl_moe": {**_DEEPSTACK, "text_config": _MROPE},
+    "paddleocr_vl": {"text_config": _MROPE},
+    "unlimited_ocr": {
+        "vision_config": {
+            "sam_config": {**_SAM, "image_size": 224, "downsample_channels": [16, 32]},
+            "encoder_config": {"image_size": SIZE},
+        },
+        "text_config": _MLA,
+    },
+    "vipllava": {"vision_feature_layers": [-2, 2]},
 }
 """What a class needs besides, by its path in the config."""
 
@@ -192,7 +279,77 @@ def pictures(count: int, height: int, width: int, seed: int) -> Tensor:
     return nn.functional.interpolate(coarse, size=(height, width), mode="nearest") + 0.3 * fine
 
 
-PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {}
+def rows(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """A row of pictures for every sample."""
+    return {"pixel_values": pictures(images, SIZE, SIZE, seed)[None]}
+
+
+def two_resolutions(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Every picture twice."""
+    low = pictures(images, SIZE, SIZE, seed)
+    high = nn.functional.interpolate(low, scale_factor=4, mode="nearest")
+    return {"pixel_values": low, "high_res_pixel_values": high}
+
+
+def large(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Pictures of the size of the tower's config."""
+    side = model.config.vision_config.image_size
+    return {"pixel_values": pictures(images, side, side, seed)}
+
+
+def padded_patches(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Patches of pictures of different sizes, one row for each, filled up."""
+    shapes = torch.tensor([(4, 6), (4, 4), (6, 4)])[(torch.arange(images) + seed) % 3]
+    patches = torch.randn(images, 24, 3 * PATCH**2, generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(24)[None] < shapes.prod(dim=1)[:, None]
+    return {"pixel_values": patches * mask[..., None], "spatial_shapes": shapes, "pixel_attention_mask": mask.long()}
+
+
+def placed_patches(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Patches of pictures of different sizes with their places, one row for each, filled up."""
+    shapes = [[(4, 6), (4, 4), (6, 4)][(number + seed) % 3] for number in range(images)]
+    patches = torch.rand(images, 24, 3 * PATCH**2, generator=torch.Generator().manual_seed(seed))
+    places = torch.full((images, 24, 2), -1)
+    for number, (height, width) in enumerate(shapes):
+        grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)
+        places[number, : height * width] = grid.reshape(-1, 2).flip(1)
+    return {"pixel_values": patches, "image_position_ids": places}
+
+
+def square_patches(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """As :func:`packed`, every patch a small picture."""
+    tensors = packed(model, images, seed)
+    side = model.config.vision_config.patch_size
+    return {**tensors, "pixel_values": tensors["pixel_values"].unflatten(1, (3, side, side))}
+
+
+def with_merge_sizes(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """As :func:`packed`, with the merge size of every picture."""
+    tensors = packed(model, images, seed)
+    return {**tensors, "image_merge_sizes": torch.full((images,), 2)}
+
+
+def strip_of_patches(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Patches of pictures of different sizes side by side in one long picture."""
+    shapes = torch.tensor([(4, 8), (4, 4), (8, 4)])[(torch.arange(images) + seed) % 3]
+    total = int(shapes.prod(dim=1).sum())
+    return {"pixel_values": pictures(1, PATCH, PATCH * total, seed), "target_sizes": shapes}
+
+
+PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
+    "deepseek_vl_hybrid": two_resolutions,
+    "gemma4": placed_patches,
+    "got_ocr2": large,
+    "pp_chart2table": large,
+    "idefics2": rows,
+    "idefics3": rows,
+    "smolvlm": rows,
+    "lfm2_vl": padded_patches,
+    "minicpmv4_6": strip_of_patches,
+    "minicpmv4_7": strip_of_patches,
+    "paddleocr_vl": square_patches,
+    "video_llama_3": with_merge_sizes,
+}
 """How a class takes pictures, where its arguments do not tell."""
 
 
@@ -209,9 +366,9 @@ def sample(model: Any, model_type: str, images: int, seed: int, words: int = 5) 
     tensors = pictures_for(model, model_type, images, seed) if images else {}
     counts = []
     if images:
-        base = base_of(model)
-        accepted = inspect.signature(base.get_image_features).parameters
-        features = base.get_image_features(**{k: v for k, v in tensors.items() if k in accepted}, return_dict=True)
+        handed = handed_to(base_of(model), "get_image_features", {**tensors, "input_ids": torch.zeros(1, 2).long()})
+        assert handed is not None
+        features = base_of(model).get_image_features(*handed[0], **{**handed[1], "return_dict": True})
         counts = [len(one) for one in features.pooler_output]
     return {"input_ids": families.prompt([(IMAGE, count) for count in counts], words, seed), **tensors}
 
