@@ -152,7 +152,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "image_patch_id": IMAGE,
     },
     "muse_glimmer": {"out_hidden_size": 128, "projector_hidden_size": 32},
-    "ovis2": {"vision_config": {"vocab_size": 64}, "hidden_size": 32, "visual_indicator_token_ids": [152, 153, 154, 155, 156]},
+    "ovis2": {
+        "vision_config": {"vocab_size": 64},
+        "hidden_size": 32,
+        "visual_indicator_token_ids": [152, 153, 154, 155, 156],
+    },
     "paligemma": {"vision_config": {"vision_use_head": False}, "projection_dim": 32},
     "qianfan_ocr": {"vision_config": {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}},
     "internvl": {"vision_config": {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}},

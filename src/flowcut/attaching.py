@@ -12,7 +12,7 @@ from .errors import UnsupportedModelError
 from .methods import METHODS, FlowCut, Method, make_method
 from .models import ModelFamily, ModelParts, find_parts
 from .models.towers import side
-from .stages.decoder.layers import check_layers
+from .stages.decoder.layers import check_layers, watched_attentions
 from .stages.observing.attention import implementation_of
 from .stages.observing.replicas import check_replica, strip_replica
 from .stages.observing.stage import HANDLE, Stage
@@ -139,6 +139,8 @@ def attach(model: nn.Module, method: Method) -> Handle:
     if packing is None and "tower" not in parts.refusals:
         budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
+    for attention in watched_attentions(parts, method):
+        implementation_of(attention, parts.language_model.config._attn_implementation or "eager")
     for tower in parts.towers:
         for attention in tower.attentions:
             implementation_of(attention, tower.config._attn_implementation or "eager")
@@ -163,8 +165,8 @@ def check_stages(method: Method, parts: ModelParts) -> None:
                 and not other.shrinks_picture
             ]
             raise UnsupportedModelError(
-                f"{method.name} cuts {place}, and {type(parts.base).__name__} {parts.refusals[stage]}. Methods that cut "
-                f"elsewhere: {', '.join(fitting)}."
+                f"{method.name} cuts {place}, and {type(parts.base).__name__} {parts.refusals[stage]}. "
+                f"Methods that cut elsewhere: {', '.join(fitting)}."
             )
 
 

@@ -14,7 +14,7 @@ from .llava_next import LlavaNext
 from .llava_onevision import LlavaOnevision
 from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
-from .qwen3_vl import Qwen3VL
+from .qwen3_vl import Qwen3VL, Qwen3VLMoe
 from .refused import REFUSED
 from .video_llava import VideoLlava
 
@@ -25,6 +25,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     Qwen2VL(),
     Qwen25VL(),
     Qwen3VL(),
+    Qwen3VLMoe(),
     LlavaOnevision(),
     Idefics3(),
     SmolVLM(),
@@ -60,8 +61,9 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
             f"Supported: {supported_classes()}."
         )
     if type(model).__name__ in REFUSED:
+        reason = REFUSED[type(model).__name__]
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not supported: {REFUSED[type(model).__name__]}. Supported: {supported_classes()}."
+            f"{type(model).__name__} is not supported: {reason}. Supported: {supported_classes()}."
         )
     found = [
         (family, path, module)

@@ -92,8 +92,8 @@ class ModelParts:
         injection: the language model's method that adds the tower's intermediate features to the hidden states behind
             one of its layers, called with those states, a mask of the visual tokens, and the features.
         first_position: the position of a prompt's first token.
-        refusals: the stages at which nothing can be cut, ``"tower"``, ``"projector"`` or ``"decoder"``, and why: the end
-            of a sentence that begins with the model's name.
+        refusals: the stages at which nothing can be cut, ``"tower"``, ``"projector"`` or ``"decoder"``, and why: the
+            end of a sentence that begins with the model's name.
     """
 
     family: str

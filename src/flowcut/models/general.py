@@ -1,9 +1,10 @@
 """Any model that keeps transformers' contract for vision-language models, without a file of its own.
 
 The contract: ``get_image_features`` whose output's ``pooler_output`` has an entry for every image, a placeholder id in
-the config, a forward that takes encoded images as ``mm_encoder_outputs``, and a decoder found by ``get_decoder()``.
-Nothing is assumed about the vision tower, which stays whole. What is not found as the contract says is refused, with
-the reason; what only a pass can show (that features and placeholders agree in number) is checked in every pass.
+the config, a forward that takes encoded images as ``mm_encoder_outputs``, and a decoder found by ``get_decoder()``. A
+vision tower that packs pictures of any size is cut if its kind is known (``packed_towers.py``); any other stays whole,
+and nothing is assumed about it. What is not found as the contract says is refused, with the reason; what only a pass
+can show (that features and placeholders agree in number) is checked in every pass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
 from .decoders import decoder_layers_of, injection_of, why_decoder_stays_whole
+from .packed_towers import find_packed_tower
 
 PLACEHOLDERS = {
     "image": ("image_token_id", "image_token_index"),
@@ -48,16 +50,22 @@ class General(ModelFamily):
         check_contract(base, top)
         model: Any = base
         decoder: nn.Module = model.get_decoder()
-        refusals = {"tower": "has a vision tower of a kind that is not known here, so that it stays whole"}
-        reason = why_decoder_stays_whole(decoder)
+        encoder: nn.Module = model.get_encoder(modality="image")
+        refusals: dict[str, str] = {}
+        tower, projector = find_packed_tower(encoder) or (whole_tower(encoder), nn.Identity())
+        if not tower.layers:
+            refusals["tower"] = (
+                f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
+            )
+        reason = why_decoder_stays_whole(decoder) or masked_by_types(base)
         if reason:
             refusals["decoder"] = reason
         return ModelParts(
             family=model.config.model_type,
             top=top,
             base=base,
-            tower=whole_tower(model.get_encoder(modality="image")),
-            projector=nn.Identity(),
+            tower=tower,
+            projector=projector,
             language_model=decoder,
             decoder_layers=decoder_layers_of(decoder),
             placeholders=placeholders_of(base),
@@ -67,7 +75,17 @@ class General(ModelFamily):
         )
 
     def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
-        return FeatureChoice((), 0)
+        return FeatureChoice((len(parts.tower.layers),), 0)
+
+
+def masked_by_types(base: nn.Module) -> str:
+    """Why nothing can be cut inside the decoder of a model that builds its masks by the types of tokens."""
+    arguments = inspect.signature(type(base).forward).parameters
+    names = ["token_type_ids"] + ([] if hasattr(base, "compute_3d_position_ids") else ["mm_token_type_ids"])
+    given = [name for name in names if name in arguments]
+    if not given:
+        return ""
+    return f"lets visual tokens see one another by {given[0]}, and its mask is not known behind a cut"
 
 
 def encodes(module: nn.Module) -> bool:

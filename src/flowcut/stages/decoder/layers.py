@@ -44,7 +44,7 @@ class DecoderStage(Stage):
         self.layers = method.decoder_layers(parts.second_cut)
         check_layers(self.layers, len(parts.decoder_layers))
         ahead = 1 if method.ranks_ahead else 0
-        attentions = [attention_of(parts, layer + ahead) for layer in self.layers]
+        attentions = watched_attentions(parts, method)
         self.observations = [Observation(attentions, self.layers)] if attentions else []
         if attentions and parts.injection is not None:
             self.overrides.append(Override(parts.language_model, parts.injection, inject))
@@ -115,6 +115,12 @@ def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, feat
             number, visual = chosen.take(number), chosen.take(visual)
         features = features[number[visual].to(features.device)]
     return original(hidden, visual, features)
+
+
+def watched_attentions(parts: ModelParts, method: Method) -> list[nn.Module]:
+    """The attention modules by which a method's cuts inside the language model are chosen."""
+    ahead = 1 if method.ranks_ahead else 0
+    return [attention_of(parts, layer + ahead) for layer in method.decoder_layers(parts.second_cut)]
 
 
 def attention_of(parts: ModelParts, layer: int) -> nn.Module:
