@@ -139,8 +139,9 @@ def attach(model: nn.Module, method: Method) -> Handle:
     if packing is None and "tower" not in parts.refusals:
         budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
+    text_config: Any = parts.language_model.config
     for attention in watched_attentions(parts, method):
-        implementation_of(attention, parts.language_model.config._attn_implementation or "eager")
+        implementation_of(attention, text_config._attn_implementation or "eager")
     for tower in parts.towers:
         for attention in tower.attentions:
             implementation_of(attention, tower.config._attn_implementation or "eager")

@@ -11,6 +11,7 @@ from .idefics3 import Idefics3, SmolVLM
 from .internvl import InternVL
 from .llava import Llava
 from .llava_next import LlavaNext
+from .llava_next_video import LlavaNextVideo
 from .llava_onevision import LlavaOnevision
 from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
@@ -21,6 +22,7 @@ from .video_llava import VideoLlava
 FAMILIES: tuple[ModelFamily, ...] = (
     Llava(),
     LlavaNext(),
+    LlavaNextVideo(),
     VideoLlava(),
     Qwen2VL(),
     Qwen25VL(),

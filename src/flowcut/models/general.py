@@ -10,21 +10,30 @@ can show (that features and placeholders agree in number) is checked in every pa
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
+from .base import FeatureChoice, ImageLayout, ModelFamily, ModelParts, VisionTower
 from .decoders import decoder_layers_of, injection_of, why_decoder_stays_whole
 from .packed_towers import find_packed_tower
+from .readings import READINGS, Reading, layers_read, squared_layout
+from .towers import LAYOUTS, find_tower
 
 PLACEHOLDERS = {
     "image": ("image_token_id", "image_token_index"),
     "video": ("video_token_id", "video_token_index"),
 }
 """Names under which configs hold the placeholder of a modality."""
+
+PROJECTORS = ("multi_modal_projector", "aligner")
+"""Names of the module that maps a tower's features into the language model."""
+
+FIRST_POSITIONS = {"PaliGemmaModel": 1}
+"""Models that count the positions of a prompt from another number than 0."""
 
 ENCODED = "mm_encoder_outputs"
 """The forward's argument that takes images which are encoded already."""
@@ -50,9 +59,13 @@ class General(ModelFamily):
         check_contract(base, top)
         model: Any = base
         decoder: nn.Module = model.get_decoder()
-        encoder: nn.Module = model.get_encoder(modality="image")
+        encoder: Any = model.get_encoder(modality="image")
         refusals: dict[str, str] = {}
-        tower, projector = find_packed_tower(encoder) or (whole_tower(encoder), nn.Identity())
+        reading = READINGS.get(type(base).__name__)
+        if reading is not None and encoder.config.model_type in LAYOUTS:
+            tower, projector = find_tower(encoder), projector_of(base)
+        else:
+            tower, projector = find_packed_tower(encoder) or (whole_tower(encoder), nn.Identity())
         if not tower.layers:
             refusals["tower"] = (
                 f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
@@ -69,13 +82,55 @@ class General(ModelFamily):
             language_model=decoder,
             decoder_layers=decoder_layers_of(decoder),
             placeholders=placeholders_of(base),
+            group=reading.square(model.config) ** 2 if reading else 1,
             grid_positions=hasattr(model, "compute_3d_position_ids"),
+            first_position=FIRST_POSITIONS.get(type(base).__name__, 0),
             injection=injection_of(decoder),
             refusals=refusals,
         )
 
     def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
-        return FeatureChoice((len(parts.tower.layers),), 0)
+        reading = READINGS.get(type(parts.base).__name__, Reading())
+        config: Any = parts.base.config
+        layers: Any = len(parts.tower.layers)
+        if reading.layers:
+            given = options.get(reading.layers)
+            layers = layers_read(parts.tower, getattr(config, reading.layers) if given is None else given)
+            return FeatureChoice(layers, self.visible_prefix(parts, reading, options))
+        return FeatureChoice((layers,), self.visible_prefix(parts, reading, options))
+
+    @staticmethod
+    def visible_prefix(parts: ModelParts, reading: Reading, options: dict[str, Any]) -> int:
+        """How many of the tower's leading tokens go on to the language model.
+
+        Raises:
+            UnsupportedModelError: more are dropped than there are, so that a patch would be.
+        """
+        config: Any = parts.base.config
+        dropped = reading.dropped
+        if reading.strategy and (options.get(reading.strategy) or getattr(config, reading.strategy)) == "default":
+            dropped = 1
+        if dropped > parts.tower.prefix:
+            raise UnsupportedModelError(
+                f"{type(parts.base).__name__} drops the first token of its tower, but "
+                f"{type(parts.tower.module).__name__} has no CLS token there: that would be a patch. Set "
+                f"{reading.strategy or 'another tower'} to 'full'."
+            )
+        return parts.tower.prefix - dropped
+
+    def layouts(
+        self, parts: ModelParts, choice: FeatureChoice, images: int, grid: tuple[int, int], options: dict[str, Any]
+    ) -> list[ImageLayout]:
+        square = math.isqrt(parts.group)
+        if square == 1:
+            return super().layouts(parts, choice, images, grid, options)
+        return [squared_layout(grid, square)] * images
+
+
+def projector_of(base: nn.Module) -> nn.Module:
+    """What maps a tower's features into the language model; nothing where its name is not known."""
+    model: Any = base
+    return next((getattr(model, name) for name in PROJECTORS if hasattr(model, name)), nn.Identity())
 
 
 def masked_by_types(base: nn.Module) -> str:

@@ -121,7 +121,7 @@ class ImageTrace:
     @property
     def projected_now(self) -> int:
         """Tokens that went through the projector."""
-        if self.layout.pooled is not None:
+        if self.layout.pooled is not None or self.layout.spread:
             return self.projected
         spare = sum(tile.spare for tile in self.tiles)
         if self.chosen is None:
