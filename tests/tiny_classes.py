@@ -18,13 +18,15 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from flowcut.models import REFUSED, find_parts
+from flowcut.models.classes import ClassSupport
 from flowcut.stages.sequence.handing import handed_to
 
 IMAGE, VIDEO = 150, 151
 CLASSES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """Every class by its config's ``model_type``."""
 
-SIZE, PATCH = 56, 14
+SIZE, PATCH = 84, 14
 DECODER: dict[str, Any] = {
     "hidden_size": 32,
     "d_model": 32,
@@ -95,13 +97,19 @@ BY_LAYER = ("layer_types", "mlp_layer_types", "per_layer_config")
 """Settings with an entry for every layer, which are left to the class again."""
 
 _MROPE: dict[str, Any] = {"rope_parameters": {"mrope_section": [2, 1, 1]}}
-_DEEPSTACK: dict[str, Any] = {"vision_config": {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 16}}
+_DEEPSTACK: dict[str, Any] = {"vision_config": {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 36}}
 _MLA: dict[str, Any] = {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+_HYBRID: dict[str, Any] = {
+    "text_config": {
+        "rope_parameters": {"mrope_section": [1, 0, 0]},
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    }
+}
 _GLM: dict[str, Any] = {"text_config": _MROPE, "vision_config": {"temporal_patch_size": 1}}
 _SAM: dict[str, Any] = {"output_channels": 8, "global_attn_indexes": [1, 3], "mlp_dim": 64, "window_size": 2}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "aria": {"projector_patch_to_query_dict": {36: 6}},
     "cohere2_vision": {"alignment_intermediate_size": 64},
     "cohere_compass": {
         **_DEEPSTACK,
@@ -113,11 +121,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             },
         },
     },
-    "cosmos3_edge": {"text_config": _MROPE, "vision_config": {"num_patches": 16}, "projector_hidden_size": 64},
+    "cosmos3_edge": {"text_config": _MROPE, "vision_config": {"num_patches": 36}, "projector_hidden_size": 64},
     "cosmos3_omni": {**_DEEPSTACK, "text_config": _MROPE},
-    "deepseek_vl_hybrid": {"high_res_vision_config": {**_SAM, "image_size": 224}},
+    "deepseek_vl_hybrid": {"high_res_vision_config": {**_SAM, "image_size": 336}},
     "ernie4_5_vl_moe": {"text_config": {"moe_num_shared_experts": 1, "moe_intermediate_size": [32, 32]}},
-    "gemma3": {"mm_tokens_per_image": 4, "vision_config": {"vision_use_head": False}},
+    "gemma3": {"mm_tokens_per_image": 9, "vision_config": {"vision_use_head": False}},
     "gemma4": {"vision_config": {"pooling_kernel_size": 2, "position_embedding_size": 16}},
     "glm46v": _GLM,
     "glm4v": _GLM,
@@ -131,7 +139,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "idefics2": {"perceiver_config": {"hidden_size": 32, "resampler_n_latents": 6, "resampler_n_heads": 4}},
     "janus": {
-        "vision_config": {"projection_dim": 32, "num_image_tokens": 16},
+        "vision_config": {"projection_dim": 32, "num_image_tokens": 36},
         "vq_config": {"embed_dim": 8, "base_channels": 32, "channel_multiplier": [1, 1], "projection_dim": 32},
     },
     "kimi_k25": {
@@ -148,7 +156,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "molmo2": {
         "adapter_config": {"vision_feature_layer": [3, 2], "text_hidden_size": 32},
-        "vision_config": {"num_position_embeddings": 16, "image_size": [SIZE, SIZE]},
+        "vision_config": {"num_position_embeddings": 36, "image_size": [SIZE, SIZE]},
         "image_patch_id": IMAGE,
     },
     "muse_glimmer": {"out_hidden_size": 128, "projector_hidden_size": 32},
@@ -163,8 +171,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"text_config": _MROPE},
     "qwen2_5_vl": {"text_config": _MROPE, "vision_config": {"fullatt_block_indexes": [1, 3], "window_size": 56}},
     "qwen2_vl": {"text_config": _MROPE},
-    "qwen3_5": {"text_config": {"rope_parameters": {"mrope_section": [1, 0, 0]}}},
-    "qwen3_5_moe": {"text_config": {"rope_parameters": {"mrope_section": [1, 0, 0]}}},
+    "lfm3_vl": {"text_config": {"layer_types": ["conv", "full_attention"] * 2}},
+    "qwen3_5": _HYBRID,
+    "qwen3_5_moe": _HYBRID,
     "qwen3_omni_moe_thinker": {**_DEEPSTACK, "text_config": _MROPE},
     "qwen3_vl": {**_DEEPSTACK, "text_config": _MROPE},
     "qwen3_vl_moe": {**_DEEPSTACK, "text_config": _MROPE},
@@ -176,6 +185,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         },
         "text_config": _MLA,
     },
+    "shieldgemma2": {"mm_tokens_per_image": 9, "vision_config": {"vision_use_head": False}},
     "vipllava": {"vision_feature_layers": [-2, 2]},
 }
 """What a class needs besides, by its path in the config."""
@@ -251,6 +261,24 @@ def base_of(model: nn.Module) -> Any:
     return inner[0]
 
 
+def support_of(model_type: str) -> ClassSupport:
+    """What can be cut in a class, as ``attach`` finds it on a tiny model without weights."""
+    class_name = CLASSES[model_type]
+    if class_name in REFUSED:
+        return ClassSupport(model_type, class_name, reason=REFUSED[class_name])
+    if model_type not in TESTED:
+        return ClassSupport(
+            model_type, class_name, reason=UNTESTED.get(model_type, "no tiny model of it was tested yet")
+        )
+    with torch.device("meta"):
+        model = getattr(transformers, class_name)(tiny_config(model_type))
+    _, parts = find_parts(model)
+    refusals = {stage: parts.refusals.get(stage, "") for stage in ("tower", "projector", "decoder")}
+    return ClassSupport(
+        model_type, class_name, **refusals, video="video" in parts.placeholders, batch=True, tested=True
+    )
+
+
 def pixels(model: Any, images: int, seed: int) -> dict[str, Tensor]:
     """Pictures of one size."""
     return {"pixel_values": pictures(images, SIZE, SIZE, seed)}
@@ -258,7 +286,7 @@ def pixels(model: Any, images: int, seed: int) -> dict[str, Tensor]:
 
 def sized(model: Any, images: int, seed: int) -> dict[str, Tensor]:
     """Pictures of different sizes, filled up to the largest."""
-    sizes = torch.tensor([(56, 56), (28, 56), (56, 28)])[(torch.arange(images) + seed) % 3]
+    sizes = torch.tensor([(84, 84), (56, 84), (84, 56)])[(torch.arange(images) + seed) % 3]
     return {"pixel_values": pictures(images, SIZE, SIZE, seed), "image_sizes": sizes}
 
 
@@ -343,6 +371,7 @@ def strip_of_patches(model: Any, images: int, seed: int) -> dict[str, Tensor]:
 PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
     "deepseek_vl_hybrid": two_resolutions,
     "gemma4": placed_patches,
+    "llava": pixels,
     "got_ocr2": large,
     "pp_chart2table": large,
     "idefics2": rows,
@@ -365,21 +394,27 @@ def pictures_for(model: Any, model_type: str, images: int, seed: int) -> dict[st
 
 
 @torch.no_grad()
+def encoded(model: Any, tensors: dict[str, Tensor]) -> Any:
+    """What the uncut model's encoder gives for the pictures of a call."""
+    base = base_of(model)
+    call = {"input_ids": torch.zeros(1, 2).long(), **tensors}
+    handed = handed_to(base, "get_image_features", call)
+    assert handed is not None
+    return base.get_image_features(*handed[0], **{**handed[1], "return_dict": True})
+
+
 def sample(model: Any, model_type: str, images: int, seed: int, words: int = 5) -> families.Sample:
     """A prompt with so many pictures."""
     tensors = pictures_for(model, model_type, images, seed) if images else {}
-    counts = []
-    if images:
-        handed = handed_to(base_of(model), "get_image_features", {**tensors, "input_ids": torch.zeros(1, 2).long()})
-        assert handed is not None
-        features = base_of(model).get_image_features(*handed[0], **{**handed[1], "return_dict": True})
-        counts = [len(one) for one in features.pooler_output]
+    counts = [len(one) for one in encoded(model, tensors).pooler_output] if images else []
     return {"input_ids": families.prompt([(IMAGE, count) for count in counts], words, seed), **tensors}
 
 
 def together(model: Any, samples: list[families.Sample], side: str = "left") -> dict[str, Tensor]:
     """Samples as a padded batch, with token types where the model reads them."""
-    inputs = families.collate(samples, side)
+    inputs = tiny.batch([one["input_ids"] for one in samples], side)
+    for name in sorted({name for one in samples for name in one} - {"input_ids"}):
+        inputs[name] = joined(name, [one.get(name) for one in samples])
     arguments = inspect.signature(base_of(model).forward).parameters
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in arguments:
@@ -387,4 +422,69 @@ def together(model: Any, samples: list[families.Sample], side: str = "left") -> 
     return inputs
 
 
-__all__ = ["CLASSES", "IMAGE", "sample", "tiny", "tiny_model", "together"]
+def joined(name: str, tensors: list[Tensor | None]) -> Tensor:
+    """The tensors of samples, some of which have none, in one."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if given[0].dim() == 4 and given[0].shape[-2] == PATCH and given[0].shape[-1] != PATCH:
+        # Patches side by side in one long picture.
+        return torch.cat(given, dim=-1)
+    if given[0].dim() != 5 or name != "pixel_values":
+        return torch.cat(given)
+    # A row of pictures for every sample, filled up with empty ones.
+    most = max(len(tensor[0]) for tensor in given)
+    rows = given[0].new_zeros(len(tensors), most, *given[0].shape[2:])
+    for row, tensor in zip(rows, tensors, strict=True):
+        if tensor is not None:
+            row[: len(tensor[0])] = tensor[0]
+    return rows
+
+
+BY_SAMPLE = ("granite_docling", "idefics2", "idefics3", "smolvlm")
+"""Classes that hand out the features of all pictures of a sample in one."""
+
+TESTED: list[str] = [
+    "aria",
+    "aya_vision",
+    "cohere2_vision",
+    "cohere_compass",
+    "cosmos3_edge",
+    "cosmos3_omni",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
+    "exaone4_5",
+    "gemma3",
+    "glm46v",
+    "glm4v",
+    "glm4v_moe",
+    "glm_ocr",
+    "glmga",
+    "hyperclovax_vision_v2",
+    "idefics3",
+    "internvl",
+    "janus",
+    "lfm2_vl",
+    "lfm3_vl",
+    "lighton_ocr",
+    "llava",
+    "minimax_m3_vl",
+    "mistral3",
+    "ovis2",
+    "paligemma",
+    "qianfan_ocr",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "shieldgemma2",
+    "smolvlm",
+    "unlimited_ocr",
+    "video_llama_3",
+    "video_llava",
+    "vipllava",
+]
+"""The classes with a tiny model here."""
+
+UNTESTED: dict[str, str] = {}
+"""Why other classes that transformers has are not among them."""

@@ -91,7 +91,8 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
 
 def supported_classes() -> str:
     """The supported classes with the names of their families, for error messages."""
-    return ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
+    named = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
+    return f"{named}, and {GENERAL.class_name} (flowcut models lists them)"
 
 
 def shortened(value: object, width: int = 60) -> str:

@@ -7,6 +7,7 @@ its uncut place among zeros behind the tower, so that the model's own projector 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +32,13 @@ def by_factor(config: Any) -> int:
 def by_token_count(config: Any) -> int:
     """Squares of the size that leaves ``mm_tokens_per_image``."""
     vision = config.vision_config
-    return int(side(vision.image_size) // side(vision.patch_size) // config.mm_tokens_per_image**0.5)
+    return side(vision.image_size) // side(vision.patch_size) // math.isqrt(config.mm_tokens_per_image)
 
 
 def by_ratio(config: Any) -> int:
     """Squares of the size that the config's ``downsample_ratio`` shrinks to one."""
-    return round(1 / config.downsample_ratio)
+    ratio: float = config.downsample_ratio
+    return round(1 / ratio)
 
 
 @dataclass(frozen=True)

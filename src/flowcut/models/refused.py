@@ -14,8 +14,7 @@ REFUSED: dict[str, str] = {
     "BlipForConditionalGeneration": _CROSS,
     "Blip2ForConditionalGeneration": _QUERIES,
     "ChameleonForConditionalGeneration": _DISCRETE,
-    "DiffusionGemmaForBlockDiffusion": "it writes by block diffusion: encoder and decoder share a cache, and there is no "
-    "prefill of one decoder to shorten",
+    "DiffusionGemmaForBlockDiffusion": "it writes by block diffusion: there is no prefill of one decoder to shorten",
     "Emu3ForConditionalGeneration": _DISCRETE,
     "EvollaForProteinText2Text": "it reads proteins, not pictures",
     "Florence2ForConditionalGeneration": _ENCODER,
