@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,7 @@ class ImageTrace:
         target: how many may stay in the end, after cuts inside the language model.
         chosen: where tokens were cut behind the projector, or are interpolated between patches, the places in ``grid``
             of those that stayed (the nearest patches), sorted.
+        counted: where the tower was not taken apart, gives its FLOPs for this image, its projector's included.
     """
 
     tiles: tuple[TileTrace, ...]
@@ -95,6 +97,12 @@ class ImageTrace:
     visual_tokens: int
     target: int
     chosen: Tensor | None = None
+    counted: Callable[[], int] | None = None
+
+    @property
+    def counted_flops(self) -> int:
+        """FLOPs of a tower and projector that were not taken apart; 0 of others, which have formulas."""
+        return 0 if self.counted is None else self.counted()
 
     @property
     def grid(self) -> tuple[int, ...]:
