@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_left
 from typing import Any
 
@@ -176,9 +177,25 @@ class DecoderPass:
                     **{CACHE: self.cache},
                 ),
                 "position_ids": in_text,
-                "position_embeddings": model.rotary_emb(hidden, position_ids=positions),
+                "position_embeddings": rotary_of(model, hidden, positions, kind),
             }
         return self._arguments[number, kind]
+
+
+def rotary_of(model: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+    """The rotary embedding of ``positions`` for layers of one kind; ``None`` where a language model has none.
+
+    Args:
+        model: the language model.
+        hidden: ``[B, S, width]``, for dtype and device.
+        positions: ``[B, S]``, or ``[axes, B, S]``.
+        kind: see :func:`layer_kind`; some models turn each kind by frequencies of its own.
+    """
+    rotary: nn.Module | None = getattr(model, "rotary_emb", None)
+    if rotary is None:
+        return None
+    by_kind = {"layer_type": kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
+    return rotary(hidden, position_ids=positions, **by_kind)
 
 
 def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:

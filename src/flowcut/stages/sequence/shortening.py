@@ -26,6 +26,9 @@ from .places import places_of
 
 TOKENS = ("input_ids", "inputs_embeds")
 
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments that tell of every column whether it is text or of a picture, by which some models build their masks."""
+
 
 @dataclass(frozen=True)
 class Shortened:
@@ -90,7 +93,7 @@ class Shortening:
         if self.parts.grid_positions:
             positions = places_of(self.parts.base, call, before, keep)
         else:
-            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length + self.parts.first_position
             given: Tensor | None = call.get("position_ids")
             positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
@@ -187,6 +190,10 @@ class Shortening:
             call["input_ids"] = stretch.cut.take(call["input_ids"], filler)
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
+        for name in TOKEN_TYPES:
+            types: Tensor | None = call.get(name)
+            if types is not None and types.shape[1] == stretch.cut.source_length:
+                call[name] = stretch.cut.take(types)
 
 
 def two_dimensional_mask(call: dict[str, Any]) -> Tensor | None:
