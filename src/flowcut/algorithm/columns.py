@@ -73,13 +73,15 @@ def laid_out(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(1, index).masked_fill(places < 0, 0)
 
 
-def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
+def keep_columns(keep: Tensor, attention_mask: Tensor | None, visual: Tensor | None = None) -> ColumnCut:
     """Plan which columns of a batch stay.
 
     Args:
         keep: boolean ``[B, L]``, false for the columns to drop.
         attention_mask: ``[B, L]``, 0 for padding, or ``None``. Leading and trailing padding is dropped and put
             back only as far as the samples' lengths differ.
+        visual: boolean ``[B, L]``, columns that are not dropped as padding: their features must have a place. Some
+            training code writes a picture into the padding, so that its tower runs where a batch has none.
 
     Returns:
         The plan. Samples stand at the left where the batch is padded on the right, else at the right, so that
@@ -91,7 +93,8 @@ def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
         attended = attention_mask.to(device=keep.device, dtype=torch.bool)
         from_left = attended.cumsum(dim=1) > 0
         from_right = attended.flip(1).cumsum(dim=1).flip(1) > 0
-        chosen = keep & from_left & from_right
+        inside = from_left & from_right
+        chosen = keep & (inside if visual is None else inside | visual)
         on_the_right = not bool(attended[:, -1].all())
     width = int(chosen.sum(dim=1).max())
     order = chosen.to(torch.uint8) if not on_the_right else (~chosen).to(torch.uint8)

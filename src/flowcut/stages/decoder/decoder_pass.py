@@ -71,7 +71,7 @@ class DecoderPass:
                         key=key[:, :, -new:],
                         value=value[:, :, -new:],
                         scaling=scaling,
-                        image=stretch.image.to(query.device),
+                        image=ranked_images(stretch).to(query.device),
                         real=stretch.new_mask.to(query.device).bool(),
                         last=stretch.last_before(self.prompt_length).to(query.device),
                         source=stretch.cut.columns().to(query.device),
@@ -90,7 +90,7 @@ class DecoderPass:
             first = self.stretches[0]
             last = first.last_before(self.prompt_length).to(hidden.device)
             with torch.no_grad():
-                self.policy.enter(hidden, first.image.to(hidden.device), last)
+                self.policy.enter(hidden, ranked_images(first).to(hidden.device), last)
 
     def _go_on(self, layer: int, keep: Tensor | None, hidden: Tensor) -> None:
         """Begin the stretch behind ``layer`` with the columns ``keep`` ``[B, S]``, or with all."""
@@ -196,6 +196,11 @@ def rotary_of(model: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
         return None
     by_kind = {"layer_type": kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
     return rotary(hidden, position_ids=positions, **by_kind)
+
+
+def ranked_images(stretch: Stretch) -> Tensor:
+    """``[B, S]``: the image of every column; -1 in text, and in padding, whose pictures no text is there to rank."""
+    return stretch.image.masked_fill(stretch.new_mask == 0, -1)
 
 
 def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:

@@ -85,7 +85,8 @@ class Shortening:
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
         nothing_to_drop = whole or not features
-        cut = all_columns(keep) if nothing_to_drop else keep_columns(keep, None if mask is None else new_mask)
+        padding = None if mask is None else new_mask
+        cut = all_columns(keep) if nothing_to_drop else keep_columns(keep, padding, image >= 0)
         if not whole:
             check_lengths(call)
             if starts is not None:
