@@ -88,10 +88,8 @@ class Shortening:
         whole = not states and all(image.whole for image in images)
         nothing_to_drop = whole or not features
         padding = None if mask is None else new_mask
-        if nothing_to_drop:
-            cut = all_columns(keep, unpadded=mask is None)
-        else:
-            cut = keep_columns(keep, padding, image >= 0)
+        every = all_columns(keep, unpadded=mask is None) if nothing_to_drop else None
+        cut = keep_columns(keep, padding, image >= 0) if every is None else every
         if not whole:
             check_lengths(call)
             if starts is not None:
