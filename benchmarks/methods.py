@@ -1,7 +1,7 @@
 """CPU time of methods on flowcut-mini: vision tower with projector, and a whole prefill.
 
-Every round times every method once, in an order that rotates, behind one round to warm up. Times are CPU seconds of this
-program, which other programs disturb least; the figures are medians over the rounds, of the seconds and of each
+Every round times every method once, in an order that rotates, behind one round to warm up. Times are CPU seconds of
+this program, which other programs disturb least; the figures are medians over the rounds, of the seconds and of each
 round's ratio to the first method.
 
     python benchmarks/methods.py --rounds 9
