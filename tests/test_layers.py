@@ -22,6 +22,7 @@ LAYERS = (
     {"measure"},
     {"tasks"},
     {"view"},
+    {"training"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.

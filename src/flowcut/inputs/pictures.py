@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,11 +35,24 @@ def load_image(path: str | Path) -> Image.Image:
         PermissionError: it may not be read.
     """
     check_file(path, "image")
+    return decode_image(path, path)
+
+
+def decode_image(source: str | Path | BinaryIO, path: str | Path) -> Image.Image:
+    """The same from a file that is known to be there, or from an open one.
+
+    Args:
+        source: what is read.
+        path: what messages call it.
+
+    Raises:
+        ValueError, PermissionError: see :func:`load_image`.
+    """
     try:
         # Between Pillow's warning and its limit, pictures are large, but read as any other.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 upright = ImageOps.exif_transpose(image)
                 tags = dict(getattr(image, "tag_v2", {}))
     except PermissionError as error:
