@@ -21,7 +21,7 @@ from flowcut.methods.settings import settings_of
 
 FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
-COMMANDS = ("compare", "demo", "eval", "methods", "models", "run", "train")
+COMMANDS = ("compare", "demo", "eval", "export", "methods", "models", "run", "train")
 HEAVY = {"torch", "torchvision", "transformers", "matplotlib", "numpy", "PIL", "safetensors"}
 
 

@@ -22,7 +22,7 @@ class Collator:
     A batch without any picture does not run the vision tower. Where the weights are spread over processes (FSDP,
     DeepSpeed's ZeRO-3) the others wait for that process to gather the tower's weights, and the run hangs until it times
     out, with or without cutting; DDP misses gradients. And where the language model is frozen, the loss of such a batch
-    has no gradient at all. So it gets one more row, with a blank picture and no label. The row runs the tower and enters
+    has no gradient at all. So it gets one more row, with a blank picture and no label. That runs the tower and enters
     no loss: its gradients are zero, and the mean over labels does not count it.
 
     Args:

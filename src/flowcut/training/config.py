@@ -34,6 +34,8 @@ class DataConfig:
             default the folder of the file that names them.
         held_out: a file of the same kind that is evaluated on and not trained on.
         held_out_share: the share of the samples that is held out instead, chosen by the seed.
+        squares: for LLaVA-1.5, how pictures become squares: ``pad`` fills them up with grey, ``cut`` takes their middle; by
+            default as the checkpoint's processor does.
         chat_template: a file with a Jinja template, in the place of the processor's own.
         max_length: most tokens of a sample, text and kept visual tokens; longer ones are bad. None: no limit.
         bad: what happens to bad samples (a picture missing or broken, no answer, too long): ``skip`` names and counts
@@ -45,6 +47,7 @@ class DataConfig:
     pictures: str | None = None
     held_out: str | None = None
     held_out_share: float = 0.0
+    squares: Literal["pad", "cut"] | None = None
     chat_template: str | None = None
     max_length: int | None = 2048
     bad: Literal["skip", "stop"] = "skip"
@@ -91,7 +94,8 @@ class OptimizeConfig:
         warmup: share of the updates in which the rate rises.
         decay: weight decay; biases and norms have none.
         clip: norm to which gradients are clipped; 0 does not.
-        weights: dtype in which the weights are kept: ``float32`` or ``bfloat16``.
+        weights: dtype of the weights that are not trained: ``float32``, or ``bfloat16`` to save memory, which needs
+            ``autocast``. What is trained is kept in float32.
         autocast: whether the passes compute in bfloat16 (``torch.autocast``).
         checkpointing: whether activations are computed again in the backward pass to save memory.
         grouped: whether batches are made of samples of similar length, counted in *kept* tokens.
@@ -146,12 +150,10 @@ class PartsConfig:
     Attributes:
         language: a language model with its tokenizer, folder or hub id.
         tower: a CLIP vision tower with its image processor, folder or hub id.
-        pad: whether pictures are padded to squares, as LLaVA-1.5 does, or cut to them.
     """
 
     language: str | None = None
     tower: str | None = None
-    pad: bool = True
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,8 @@ def checked(config: TrainConfig) -> TrainConfig:
         rate = getattr(optimize, name)
         if rate is not None and not rate > 0:
             raise ValueError(f"optimize.{name} must be above 0, got {rate}.")
+    if optimize.weights == "bfloat16" and not optimize.autocast:
+        raise ValueError("optimize.weights: bfloat16 needs optimize.autocast: true; what is trained stays in float32.")
     named_method(config)
     return config
 

@@ -19,6 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
+from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 from ..checkpoints.llava import CHAT_TEMPLATE, IMAGE_TOKEN, PAD_TOKEN
@@ -64,8 +65,13 @@ def prepare(config: TrainConfig) -> Prepared:
     else:
         loaded = load_model(config.model, "cpu", config.optimize.weights)
         model, processor = loaded.model, loaded.processor
+    if config.data.squares is not None:
+        processor.image_processor = square_processor(processor, pad=config.data.squares == "pad")
     model.config.use_cache = False
     tuned = tune(model, config.tune)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # updates smaller than bfloat16's steps add up
     _, parts = find_parts(tuned)
     freeze_unread(tuned, parts)
     adapters = tuned is not model
@@ -187,10 +193,9 @@ def assemble(parts: PartsConfig, dtype: torch.dtype) -> tuple[Any, Any]:
             new = tokenizer.convert_tokens_to_ids(added)
             old = torch.ones(len(table), dtype=torch.bool).index_fill(0, torch.tensor(new), False)
             table[new] = table[old].float().mean(dim=0).to(table.dtype)
-    images = pictures.from_pretrained(tower_name) if not parts.pad else padding_processor(tower_name, pictures)
     form_of_processor: Any = LlavaProcessor
     processor = form_of_processor(
-        image_processor=images,
+        image_processor=pictures.from_pretrained(tower_name),
         tokenizer=tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy="default",
@@ -201,14 +206,18 @@ def assemble(parts: PartsConfig, dtype: torch.dtype) -> tuple[Any, Any]:
     return model, processor
 
 
-def padding_processor(name: str, loader: Any) -> LlavaImageProcessor:
-    """The tower's image processor with LLaVA-1.5's padding to squares."""
-    own = loader.from_pretrained(name)
-    form: Any = LlavaImageProcessor
-    padding: LlavaImageProcessor = form(
-        do_pad=True, size=own.size, crop_size=own.crop_size, image_mean=own.image_mean, image_std=own.image_std
-    )
-    return padding
+def square_processor(processor: Any, *, pad: bool) -> Any:
+    """An image processor like that of ``processor`` which pads pictures to squares, or takes their middle.
+
+    Raises:
+        ValueError: the processor is not LLaVA-1.5's.
+    """
+    if not isinstance(processor, LlavaProcessor):
+        raise ValueError(f"data.squares is for LLaVA-1.5; pictures of {type(processor).__name__} keep their form.")
+    own: Any = processor.image_processor
+    form: Any = LlavaImageProcessor if pad else CLIPImageProcessor
+    same = ("size", "crop_size", "image_mean", "image_std")
+    return form(**{name: getattr(own, name) for name in same}, **({"do_pad": True} if pad else {}))
 
 
 def template_of(config: TrainConfig) -> str | None:
