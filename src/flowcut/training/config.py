@@ -34,7 +34,7 @@ class DataConfig:
             default the folder of the file that names them.
         held_out: a file of the same kind that is evaluated on and not trained on.
         held_out_share: the share of the samples that is held out instead, chosen by the seed.
-        squares: for LLaVA-1.5, how pictures become squares: ``pad`` fills them up with grey, ``cut`` takes their middle;
+        squares: for LLaVA-1.5, how pictures become squares: ``pad`` fills up with grey, ``cut`` takes the middle;
             by default as the checkpoint's processor does.
         chat_template: a file with a Jinja template, in the place of the processor's own.
         max_length: most tokens of a sample, text and kept visual tokens; longer ones are bad. None: no limit.
