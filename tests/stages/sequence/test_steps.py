@@ -9,13 +9,11 @@ import pytest
 import torch
 from renamed import CACHE
 
-from flowcut import FastV, FlowCut, PyramidDrop, attach
+from flowcut import FlowCut, PyramidDrop, attach
 from flowcut.measure.kernels import KernelCounter
 
 METHODS = {
     "tower": FlowCut(target_num=deep.TARGET),
-    "original positions": FlowCut(target_num=deep.TARGET, positions="original"),
-    "one cut inside": FastV(target_num=deep.TARGET),
     "three cuts inside": PyramidDrop(target_num=deep.TARGET),
 }
 
