@@ -96,13 +96,17 @@ class Known:
     full_at_end: bool
 
 
-def keep_columns(keep: Tensor, attention_mask: Tensor | None, known: Known | None = None) -> ColumnCut:
+def keep_columns(
+    keep: Tensor, attention_mask: Tensor | None, visual: Tensor | None = None, known: Known | None = None
+) -> ColumnCut:
     """Plan which columns of a batch stay.
 
     Args:
         keep: boolean ``[B, L]``, false for the columns to drop.
         attention_mask: ``[B, L]``, 0 for padding, or ``None``. Leading and trailing padding is dropped and put
             back only as far as the samples' lengths differ.
+        visual: boolean ``[B, L]``, columns that are not dropped as padding: their features must have a place. Some
+            training code writes a picture into the padding, so that its tower runs where a batch has none.
         known: what the host knows; the device is asked for it else.
 
     Returns:
@@ -115,7 +119,8 @@ def keep_columns(keep: Tensor, attention_mask: Tensor | None, known: Known | Non
         attended = attention_mask.to(device=keep.device, dtype=torch.bool)
         from_left = attended.cumsum(dim=1) > 0
         from_right = attended.flip(1).cumsum(dim=1).flip(1) > 0
-        chosen = keep & from_left & from_right
+        inside = from_left & from_right
+        chosen = keep & (inside if visual is None else inside | visual)
         narrowest, width = torch.stack(chosen.sum(dim=1).aminmax()).tolist()
     on_the_right = not known.full_at_end
     order = chosen.to(torch.uint8) if not on_the_right else (~chosen).to(torch.uint8)

@@ -156,10 +156,14 @@ class SequenceTrace:
         return tuple(counts)
 
     @cached_property
+    def bounds_of_stretch(self) -> list[tuple[int, int]]:
+        """The first decoder layer of each stretch, and the one behind its last."""
+        return list(pairwise([0, *self.stretch_layers[: len(self.stretches) - 1], len(self.costs.decoder)]))
+
+    @cached_property
     def layers_of_stretch(self) -> list[int]:
         """How many decoder layers each stretch has."""
-        bounds = [0, *self.stretch_layers[: len(self.stretches) - 1], self.costs.decoder_layers]
-        return [after - before for before, after in pairwise(bounds)]
+        return [behind - first for first, behind in self.bounds_of_stretch]
 
     @cached_property
     def visual_tokens_mean(self) -> tuple[float, ...]:
@@ -198,11 +202,12 @@ class SequenceTrace:
                     )
                     for image in images
                     for tile in image.tiles
-                ),
+                )
+                + sum(image.counted_flops for image in images),
                 projector=sum(self.costs.projector(image.projected_now) for image in images),
                 prefill=sum(
-                    self.costs.decoder(layers, tokens)
-                    for layers, tokens in zip(self.layers_of_stretch, per_stretch, strict=True)
+                    self.costs.prefill(*bounds, tokens)
+                    for bounds, tokens in zip(self.bounds_of_stretch, per_stretch, strict=True)
                 ),
             )
             for images, per_stretch in zip(self.images_of, zip(*self.kv_entries_per_stretch, strict=True), strict=True)
@@ -215,9 +220,10 @@ class SequenceTrace:
             Flops(
                 tower=sum(
                     self.costs.uncut_tower(tile.tokens, tile.uncut_pairs) for image in images for tile in image.tiles
-                ),
+                )
+                + sum(image.counted_flops for image in images),
                 projector=sum(self.costs.projector(image.projected) for image in images),
-                prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
+                prefill=self.costs.prefill(0, len(self.costs.decoder), tokens),
             )
             for images, tokens in zip(self.images_of, self.uncut_attended.tolist(), strict=True)
         )

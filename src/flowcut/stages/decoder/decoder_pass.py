@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_left
 from typing import Any
 
@@ -80,7 +81,7 @@ class DecoderPass:
                         key=key[:, :, new],
                         value=value[:, :, new],
                         scaling=scaling,
-                        image=stretch.image.to(query.device),
+                        image=ranked_images(stretch).to(query.device),
                         real=stretch.new_mask.to(query.device).bool(),
                         last=stretch.last_before(self.prompt_length).to(query.device),
                         source=stretch.cut.columns().to(query.device),
@@ -108,7 +109,7 @@ class DecoderPass:
             first = self.stretches[0]
             last = first.last_before(self.prompt_length).to(hidden.device)
             with torch.no_grad():
-                self.policy.enter(hidden, first.image.to(hidden.device), last)
+                self.policy.enter(hidden, ranked_images(first).to(hidden.device), last)
 
     def _go_on(self, layer: int, keep: Tensor | None, hidden: Tensor) -> None:
         """Begin the stretch behind ``layer`` with the columns ``keep`` ``[B, S]``, or with all."""
@@ -189,9 +190,30 @@ class DecoderPass:
             self._arguments[number, kind] = {
                 "attention_mask": mask_for(model, kind, layer, hidden, mask, self.cache),
                 "position_ids": in_text,
-                "position_embeddings": model.rotary_emb(hidden, position_ids=positions),
+                "position_embeddings": rotary_of(model, hidden, positions, kind),
             }
         return self._arguments[number, kind]
+
+
+def rotary_of(model: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+    """The rotary embedding of ``positions`` for layers of one kind; ``None`` where a language model has none.
+
+    Args:
+        model: the language model.
+        hidden: ``[B, S, width]``, for dtype and device.
+        positions: ``[B, S]``, or ``[axes, B, S]``.
+        kind: see :func:`layer_kind`; some models turn each kind by frequencies of its own.
+    """
+    rotary: nn.Module | None = getattr(model, "rotary_emb", None)
+    if rotary is None:
+        return None
+    by_kind = {"layer_type": kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
+    return rotary(hidden, position_ids=positions, **by_kind)
+
+
+def ranked_images(stretch: Stretch) -> Tensor:
+    """``[B, S]``: the image of every column; -1 in text, and in padding, whose pictures no text is there to rank."""
+    return stretch.image.masked_fill(stretch.new_mask == 0, -1)
 
 
 def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:

@@ -90,7 +90,8 @@ class DecoderStep:
 
     def _mask(self, number: int, kind: str, layer: int, hidden: Tensor) -> Any:
         """The mask of a layer. transformers' own, but for one new token at a time, which may look at all others."""
-        state, config = self.states[number], self.parts.language_model.config
+        config: Any = self.parts.language_model.config
+        state = self.states[number]
         plain = kind == "full_attention" and getattr(config, "is_causal", True)
         known = ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation) is sdpa_mask
         if self.cache is None or hidden.shape[1] > 1 or not plain or not known:

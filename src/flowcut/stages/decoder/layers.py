@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import UnsupportedModelError
 from ...methods.base import Method
 from ...models.base import ModelParts
 from ..forward_pass import PART_KEYWORD, at_work, run_layer
@@ -46,7 +47,7 @@ class DecoderStage(Stage):
         self.layers = method.decoder_layers(parts.second_cut)
         check_layers(self.layers, len(parts.decoder_layers))
         ahead = 1 if method.ranks_ahead else 0
-        attentions = [parts.decoder_layers[layer + ahead].get_submodule("self_attn") for layer in self.layers]
+        attentions = watched_attentions(parts, method)
         self.observations = [Observation(attentions, self.layers)] if attentions else []
         rotary = getattr(parts.language_model, "rotary_emb", None)
         if attentions and rotary is not None:
@@ -101,7 +102,15 @@ class DecoderStage(Stage):
             if self.method.ranks_ahead and observed in self.layers:
                 hidden = current.rank_ahead(observed, module, hidden, kwargs)
             args = (hidden, *args[1:])
-            kwargs.update(current.arguments(index, hidden))
+            changed = current.arguments(index, hidden)
+            # A layer without an argument, or with none in it (no rotary embedding), keeps it that way.
+            kwargs.update(
+                {
+                    name: value
+                    for name, value in changed.items()
+                    if kwargs.get(name) is not None or name == "attention_mask"
+                }
+            )
         return args, kwargs
 
     def _after_layer(
@@ -131,6 +140,28 @@ def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, feat
             number, visual = chosen.take(number), chosen.take(visual)
         features = features[number[visual].to(features.device)]
     return original(hidden, visual, features)
+
+
+def watched_attentions(parts: ModelParts, method: Method) -> list[nn.Module]:
+    """The attention modules by which a method's cuts inside the language model are chosen."""
+    ahead = 1 if method.ranks_ahead else 0
+    return [attention_of(parts, layer + ahead) for layer in method.decoder_layers(parts.second_cut)]
+
+
+def attention_of(parts: ModelParts, layer: int) -> nn.Module:
+    """The attention module of a decoder layer.
+
+    Raises:
+        UnsupportedModelError: the layer has none, as in models of which only some layers attend.
+    """
+    attention = getattr(parts.decoder_layers[layer], "self_attn", None)
+    if not isinstance(attention, nn.Module):
+        attending = [number for number, one in enumerate(parts.decoder_layers) if hasattr(one, "self_attn")]
+        raise UnsupportedModelError(
+            f"Decoder layer {layer} of {type(parts.base).__name__} computes no attention by which tokens could be "
+            f"ranked ({type(parts.decoder_layers[layer]).__name__}). Layers that do: {attending}."
+        )
+    return attention
 
 
 def check_layers(layers: tuple[int, ...], depth: int) -> None:

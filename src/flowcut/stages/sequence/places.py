@@ -36,9 +36,8 @@ def places_of(
         if embeds is None:
             embeds = model.get_input_embeddings()(call["input_ids"])
         accepted = inspect.signature(model.compute_3d_position_ids).parameters
-        positions = model.compute_3d_position_ids(
-            **{**{name: call.get(name) for name in accepted}, "inputs_embeds": embeds}
-        )
+        given = {**call, "inputs_embeds": embeds}
+        positions = model.compute_3d_position_ids(**{name: given.get(name) for name in accepted})
     if positions is None:
         mask: Tensor | None = call.get("attention_mask")
         if mask is None:

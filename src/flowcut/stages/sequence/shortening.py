@@ -27,6 +27,9 @@ from .reservation import Reservation
 
 TOKENS = ("input_ids", "inputs_embeds")
 
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments that tell of every column whether it is text or of a picture, by which some models build their masks."""
+
 
 @dataclass(frozen=True)
 class Shortened:
@@ -88,7 +91,8 @@ class Shortening:
         nothing_to_drop = whole or not features
         left = [columns - sum(trace.placeholders - trace.visual_tokens for trace in own) for own in images_of]
         known = Known(min(left), max(left), *padded)
-        cut = all_columns(keep, unpadded=mask is None) if nothing_to_drop else keep_columns(keep, padding, known)
+        every = all_columns(keep, unpadded=mask is None) if nothing_to_drop else None
+        cut = keep_columns(keep, padding, image >= 0, known) if every is None else every
         if not whole:
             check_lengths(call)
             if starts is not None:
@@ -96,7 +100,7 @@ class Shortening:
         if self.parts.grid_positions:
             positions = places_of(self.parts.base, call, before, keep.shape, keep.device)
         else:
-            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length + self.parts.first_position
             given: Tensor | None = call.get("position_ids")
             positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
@@ -237,6 +241,10 @@ class Shortening:
             call["input_ids"] = stretch.cut.take(call["input_ids"], filler)
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
+        for name in TOKEN_TYPES:
+            types: Tensor | None = call.get(name)
+            if types is not None and types.shape[1] == stretch.cut.source_length:
+                call[name] = stretch.cut.take(types)
 
 
 def two_dimensional_mask(call: dict[str, Any]) -> Tensor | None:

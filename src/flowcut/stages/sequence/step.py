@@ -72,7 +72,7 @@ class Steps:
             return places_of(self.parts.base, call, before, shape, tokens.device)
         positions: Tensor | None = call.get("position_ids")
         if positions is None:
-            first = before.uncut_length
+            first = before.uncut_length + self.parts.first_position
             positions = torch.arange(first, first + shape[1], device=tokens.device)[None]
         if not self.compact:
             return positions.expand(shape)
@@ -100,7 +100,7 @@ class Steps:
         after, step = self.take(inputs, states)
         tokens = next(inputs[name] for name in TOKENS if inputs.get(name) is not None)
         model: Any = self.parts.language_model
-        dtype = self.parts.base.get_input_embeddings().weight.dtype  # type: ignore[operator, union-attr]
+        dtype = self.parts.base.get_input_embeddings().weight.dtype  # type: ignore[operator]
         hidden = torch.empty(*tokens.shape[:2], 0, dtype=dtype, device=tokens.device)
         given = {"config": self.parts.top.config, "inputs_embeds": hidden, "attention_mask": inputs["attention_mask"]}
         inputs["attention_mask"] = in_memory(make_masks(**given, position_ids=None, **{CACHE: cache_in(inputs)}))
