@@ -91,6 +91,8 @@ class ModelParts:
             the picture.
         injection: the language model's method that adds the tower's intermediate features to the hidden states behind
             one of its layers, called with those states, a mask of the visual tokens, and the features.
+        tokens_per_image: visual tokens of every image, where the model hands out those of several images in one and the
+            tower stays whole; 0 where an entry is an image.
         first_position: the position of a prompt's first token.
         refusals: the stages at which nothing can be cut, ``"tower"``, ``"projector"`` or ``"decoder"``, and why: the
             end of a sentence that begins with the model's name.
@@ -111,6 +113,7 @@ class ModelParts:
     shuffle: tuple[nn.Module, str] | None = None
     grid_positions: bool = False
     injection: str | None = None
+    tokens_per_image: int = 0
     first_position: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
 

@@ -35,6 +35,9 @@ PROJECTORS = ("multi_modal_projector", "aligner")
 FIRST_POSITIONS = {"PaliGemmaModel": 1}
 """Models that count the positions of a prompt from another number than 0."""
 
+AXES = 3
+"""Axes of places in a picture: time, height, width."""
+
 ENCODED = "mm_encoder_outputs"
 """The forward's argument that takes images which are encoded already."""
 
@@ -84,6 +87,7 @@ class General(ModelFamily):
             placeholders=placeholders_of(base),
             group=reading.square(model.config) ** 2 if reading else 1,
             grid_positions=hasattr(model, "compute_3d_position_ids"),
+            tokens_per_image=tokens_per_image(model),
             first_position=FIRST_POSITIONS.get(type(base).__name__, 0),
             injection=injection_of(decoder),
             refusals=refusals,
@@ -143,6 +147,19 @@ def masked_by_types(base: nn.Module) -> str:
     return f"lets visual tokens see one another by {given[0]}, and its mask is not known behind a cut"
 
 
+def tokens_per_image(base: Any) -> int:
+    """Visual tokens of every image of a model that hands out those of a sample in one; 0 for others."""
+    return base.config.perceiver_config.resampler_n_latents if type(base).__name__ == "Idefics2Model" else 0
+
+
+def axes_of(decoder: nn.Module) -> int:
+    """Along how many axes a decoder counts positions; 0 where they are counted one after the other."""
+    config: Any = decoder.config
+    given = getattr(config, "rope_parameters", None) or {}
+    inner = [given, *(value for value in given.values() if isinstance(value, dict))]
+    return max(len(one.get("mrope_section") or ()) for one in inner)
+
+
 def encodes(module: nn.Module) -> bool:
     """Whether a module's class gives image features."""
     return hasattr(type(module), "get_image_features")
@@ -188,6 +205,8 @@ def check_contract(base: nn.Module, top: nn.Module) -> None:
         reason = "has its head inside the module that joins images and text, which is not supported without a file"
     elif not isinstance(getattr(model.get_decoder(), "layers", None), nn.ModuleList):
         reason = f"has a decoder ({type(model.get_decoder()).__name__}) without a list of layers"
+    elif axes_of(model.get_decoder()) not in (0, AXES):
+        reason = f"counts positions along {axes_of(model.get_decoder())} axes, of which only {AXES} are known"
     elif model.get_input_embeddings() is None:
         reason = "has no input embedding, by which placeholders are recognised"
     if reason:
