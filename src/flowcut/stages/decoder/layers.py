@@ -23,7 +23,10 @@ from ..observing.attention import Observation
 from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
 from ..observing.stage import Stage
+from ..observing.tracing import untraced
+from ..sequence.step import STEP
 from .decoder_pass import DecoderPass
+from .decoder_step import DecoderStep, embed_stretches
 
 
 class DecoderStage(Stage):
@@ -46,6 +49,9 @@ class DecoderStage(Stage):
         ahead = 1 if method.ranks_ahead else 0
         attentions = watched_attentions(parts, method)
         self.observations = [Observation(attentions, self.layers)] if attentions else []
+        rotary = getattr(parts.language_model, "rotary_emb", None)
+        if attentions and rotary is not None:
+            self.overrides.append(Override(rotary, "forward", embed_stretches))
         if attentions and parts.injection is not None:
             self.overrides.append(Override(parts.language_model, parts.injection, inject))
         if attentions:
@@ -65,8 +71,24 @@ class DecoderStage(Stage):
     def _before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        current: DecoderPass | None = kwargs.get(PART_KEYWORD)
         kwargs = dict(kwargs)
+        if STEP in kwargs:
+            kwargs.update(kwargs.pop(STEP).get(index, {}))
+            return args, kwargs
+        return self._with_part(index, module, args, kwargs)
+
+    @untraced
+    def _with_part(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a layer, from the part that runs."""
+        current: DecoderPass | DecoderStep | None = kwargs.get(PART_KEYWORD)
+        if isinstance(current, DecoderStep):
+            del kwargs[PART_KEYWORD]
+            if index > self.layers[0]:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                kwargs.update(current.arguments(index, hidden, kwargs.get("position_embeddings")))
+            return args, kwargs
         observed = index - 1 if self.method.ranks_ahead else index
         if observed not in self.layers:
             kwargs.pop(PART_KEYWORD, None)
@@ -76,7 +98,7 @@ class DecoderStage(Stage):
         if current is not None and index == 0:
             current.enter(args[0] if args else kwargs["hidden_states"])
         if current is not None and index > self.layers[0]:
-            hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
+            hidden = args[0] if args else kwargs.pop("hidden_states")
             if self.method.ranks_ahead and observed in self.layers:
                 hidden = current.rank_ahead(observed, module, hidden, kwargs)
             args = (hidden, *args[1:])
@@ -94,8 +116,11 @@ class DecoderStage(Stage):
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        current: DecoderPass | None = kwargs.get(PART_KEYWORD)
-        return None if current is None else current.cut(index, output)
+        return self._cut(index, kwargs[PART_KEYWORD], output) if PART_KEYWORD in kwargs else None
+
+    @untraced
+    def _cut(self, index: int, current: DecoderPass, output: Any) -> Any:
+        return current.cut(index, output)
 
 
 def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Recount:
         args, kwargs: of the call.
     """
 
-    def __init__(self, encoder: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model = weakref.ref(encoder.__self__)
         self._encoder = encoder.__name__
         self._args = tuple(shape_of(value) for value in args)
