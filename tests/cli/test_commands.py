@@ -21,7 +21,7 @@ from flowcut.methods.settings import settings_of
 
 FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
-COMMANDS = ("answer", "compare", "demo", "eval", "export-tasks", "methods", "models", "run", "score")
+COMMANDS = ("answer", "compare", "demo", "eval", "export-tasks", "inspect", "methods", "models", "run", "score")
 HEAVY = {"torch", "torchvision", "transformers", "matplotlib", "numpy", "PIL", "safetensors"}
 
 

@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 # A random model may well answer with a token that stands for something else, or with an end.
 OPTIONS: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, *range(IMAGE, 160)]}
-every_class = pytest.mark.parametrize("model_type", TESTED)
+every_class = pytest.mark.parametrize("model_type", [tiny_classes.named(model_type) for model_type in TESTED])
 
 
 def make(name: str, **budget: Any) -> Method:
