@@ -103,7 +103,7 @@ def check_runs(model_type: str, method: Method) -> None:
             sequence = handle.trace.sequence
             assert sequence is not None
             assert [image.kept.tolist() for image in handle.trace.images] == kept
-            if not method.decoder_layers(False):
+            if not method.decoder_layers(find_parts(model)[1].second_cut):
                 assert sequence.visual_tokens == (BUDGET, 2 * BUDGET, 0)
             left = (sequence.stretches[-1].image >= 0).sum(dim=1)
             assert left.tolist() == [BUDGET, 2 * BUDGET, 0]

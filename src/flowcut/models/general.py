@@ -23,14 +23,14 @@ from .packed_towers import find_packed_tower
 from .readings import READINGS, Reading, layers_read, squared_layout
 from .towers import LAYOUTS, find_tower
 
-PLACEHOLDERS = {
-    "image": ("image_token_id", "image_token_index"),
-    "video": ("video_token_id", "video_token_index"),
-}
-"""Names under which configs hold the placeholder of a modality."""
+PLACEHOLDERS = ("image_token_id", "image_token_index")
+"""Names under which configs hold the placeholder of a visual token."""
 
-PROJECTORS = ("multi_modal_projector", "aligner")
+PROJECTORS = ("multi_modal_projector", "aligner", "vision_projection", "projector")
 """Names of the module that maps a tower's features into the language model."""
+
+MERGES = {"PaddleOCRVLModel": 2, "VideoLlama3Model": 2}
+"""Sides of the squares of patches that become one token, of models that join them and do not name it themselves."""
 
 FIRST_POSITIONS = {"PaliGemmaModel": 1}
 """Models that count the positions of a prompt from another number than 0."""
@@ -43,7 +43,7 @@ ENCODED = "mm_encoder_outputs"
 
 
 class General(ModelFamily):
-    """Cuts behind the projector, and inside the decoder where every layer can be shown to follow."""
+    """Images alone: how frames of a video stand in a prompt differs too much to be told from the contract."""
 
     name: ClassVar[str] = "general"
     class_name: ClassVar[str] = "any class that keeps transformers' contract"
@@ -68,7 +68,10 @@ class General(ModelFamily):
         if reading is not None and encoder.config.model_type in LAYOUTS:
             tower, projector = find_tower(encoder), projector_of(base)
         else:
-            tower, projector = find_packed_tower(encoder) or (whole_tower(encoder), nn.Identity())
+            merge = MERGES.get(type(base).__name__) or getattr(model.config, "spatial_merge_size", 1)
+            tower, projector = find_packed_tower(encoder, merge) or (whole_tower(encoder), nn.Identity())
+            if tower.packing is not None and tower.packing.restores:
+                projector = projector_of(base)
         if not tower.layers:
             refusals["tower"] = (
                 f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
@@ -84,7 +87,7 @@ class General(ModelFamily):
             projector=projector,
             language_model=decoder,
             decoder_layers=decoder_layers_of(decoder),
-            placeholders=placeholders_of(base),
+            placeholders={"image": placeholder_of(base)},
             group=reading.square(model.config) ** 2 if reading else 1,
             grid_positions=hasattr(model, "compute_3d_position_ids"),
             tokens_per_image=tokens_per_image(model),
@@ -170,24 +173,21 @@ def whole_tower(module: nn.Module) -> VisionTower:
     return VisionTower(module=module, layers=(), attentions=(), projections=(), mlps=(), prefix=0, patch_size=1)
 
 
-def placeholders_of(base: nn.Module) -> dict[str, int]:
-    """The placeholder of every modality that ``base`` encodes and reads, by modality; images must be among them.
+def placeholder_of(base: nn.Module) -> int:
+    """The token id that stands for a visual token of an image.
 
     Raises:
-        UnsupportedModelError: the config names no placeholder for images.
+        UnsupportedModelError: the config names none.
     """
     config: Any = base.config
-    found: dict[str, int] = {}
-    for modality, names in PLACEHOLDERS.items():
-        token = next((getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)), None)
-        if token is not None and hasattr(type(base), f"get_{modality}_features"):
-            found[modality] = token
-    if "image" not in found:
+    found = (getattr(config, name, None) for name in PLACEHOLDERS)
+    token = next((token for token in found if isinstance(token, int)), None)
+    if token is None:
         raise UnsupportedModelError(
             f"{type(base).__name__} has no placeholder for a visual token in its config (looked for "
-            f"{' and '.join(PLACEHOLDERS['image'])}), so that cut tokens cannot be found in a prompt."
+            f"{' and '.join(PLACEHOLDERS)}), so that cut tokens cannot be found in a prompt."
         )
-    return found
+    return token
 
 
 def check_contract(base: nn.Module, top: nn.Module) -> None:
