@@ -21,7 +21,20 @@ from flowcut.methods.settings import settings_of
 
 FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
-COMMANDS = ("answer", "compare", "demo", "eval", "export", "export-tasks", "methods", "models", "run", "score", "train")
+COMMANDS = (
+    "answer",
+    "compare",
+    "demo",
+    "eval",
+    "export",
+    "export-tasks",
+    "inspect",
+    "methods",
+    "models",
+    "run",
+    "score",
+    "train",
+)
 HEAVY = {"torch", "torchvision", "transformers", "matplotlib", "numpy", "PIL", "safetensors"}
 
 

@@ -31,15 +31,12 @@ from ..observing.tracing import untraced
 from .cache import begun, caches_in, read_states, write_states
 from .cache_argument import cache_in, with_current_name
 from .generation import generation_overrides
-from .handing import handed_to
+from .handing import PIXELS, check_modalities, check_unread, handed_to
 from .outputs import OutputStage
 from .packing import check_lengths
 from .preparing import preparing_overrides
 from .shortening import TOKENS, Shortened, Shortening, two_dimensional_mask
 from .step import STEP, Steps
-
-PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
-"""The forward arguments that may carry the raw input of each modality."""
 
 
 class SequenceStage(Stage):
@@ -235,10 +232,12 @@ class SequenceStage(Stage):
             handed = handed_to(self.parts.base, encoder, alone)
             if handed is None:
                 # Pixels without an image, which the model's forward leaves alone.
+                check_unread(self.parts, call, modality)
                 continue
             args, arguments = handed
             outputs[modality] = getattr(self.parts.base, encoder)(*args, **{**arguments, "return_dict": True})
             call.update({"mm_encoder_outputs": outputs, pixels: None})
+        check_modalities(self.parts, call)
 
     def _traced(self, shortened: Shortened) -> Trace:
         sequence = SequenceTrace(
