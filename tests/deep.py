@@ -13,9 +13,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from flowcut.measure.kernels import KernelCounter
 
-GRID = 12
+GRID = 24
 PATCHES = GRID * GRID
-TARGET = 16
+TARGET = 64
 WORDS = 31
 
 

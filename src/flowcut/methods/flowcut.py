@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar, Literal
 
 import torch
@@ -155,7 +156,10 @@ class FlowCutDecoderPolicy(DecoderPolicy):
 
 
 class FlowCutPolicy(VisionPolicy):
-    """Scores every layer and cuts by schedule, each image for itself."""
+    """Scores every layer and cuts by schedule, each image for itself.
+
+    Between two cuts it takes only a glimpse of every layer; they are compared where the next cut needs their scores.
+    """
 
     def __init__(self, method: FlowCut, tower: TowerPass) -> None:
         self.method = method
@@ -163,49 +167,49 @@ class FlowCutPolicy(VisionPolicy):
         self.targets = tower.targets
         self.ranks = tower.ranks
         self.pools = tower.frames if method.video_budget == "pooled" else ()
-        self.semantic = method.packed_semantic or not tower.packed
+        self.semantic = method.criteria == "all" and (method.packed_semantic or not tower.packed)
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.importance: Tensor | None = None
         self.relation: Tensor | None = None
         self.group = 1
+        self.prefix = 0
         self.valid: Tensor | None = None
-        self._finite: list[tuple[int, Tensor]] = []
+        self._glimpses: dict[int, flow.Glimpse] = {}
+        self._scores: dict[int, Tensor] = {}
 
     def observe(self, view: LayerView) -> None:
         if self.counts == self.targets and not self.ranks:
             return
         if self.ranks and schedule.layers_to_last_cut(view.layer, self.feature_layer) < 0:
             return
-        valid = None if view.valid is None else view.valid[:, view.prefix :]
-        self.valid = None if valid is None else valid[:, :: view.group]
+        self.valid, self.prefix, self.group = view.valid, view.prefix, view.group
         scale = view.scaling if self.method.scale_semantic else 1.0
-        relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
-        relation = flow.share(relation, valid)
-        current = relation
-        if self.method.criteria == "all":
-            semantic = torch.zeros_like(relation)
-            if self.semantic:
-                semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), valid)
-            current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
-        self.relation, self.group = relation, view.group
-        current = flow.group_means(current, view.group)
-        self.importance = flow.accumulate(self.importance, current, self.method.history)
-        self._finite.append((view.layer, torch.isfinite(current).all()))
+        self._glimpses[view.layer] = flow.glimpse(
+            view.query,
+            view.key,
+            view.value,
+            view.scaling,
+            view.prefix,
+            view.valid,
+            semantic_scale=scale if self.semantic else None,
+            with_density=self.method.criteria == "all",
+        )
 
     def select(self, layer: int) -> Selection | None:
         if self.counts == self.targets:
             return None
         if not schedule.cuts_after(layer, self.feature_layer, self.method.cut_every):
             return None
-        assert self.importance is not None and self.relation is not None
-        counts = self._counts_after(layer, self.relation)
+        importance = self._compare()
+        counts = self._counts_after(layer)
+        valid = None if self.valid is None else self.valid[:, self.prefix :: self.group]
         if self.pools and schedule.layers_to_last_cut(layer, self.feature_layer) == 0:
-            counts = pooled_counts(self.importance, self.targets, self.pools, self.valid)
+            counts = pooled_counts(importance, self.targets, self.pools, valid)
             self.targets = counts
         if counts == self.counts:
             return None
-        index = top_in_order(self.importance, counts, self.valid)
-        self.importance = gather_tokens(self.importance, index)
+        index = top_in_order(importance, counts, valid)
+        self.importance = gather_tokens(importance, index)
         self.counts = counts
         return Selection(index, counts)
 
@@ -215,30 +219,48 @@ class FlowCutPolicy(VisionPolicy):
         return Selection(top_in_order(importance, counts), counts)
 
     def rank(self) -> Tensor:
+        importance = self._compare()
+        self._check(importance.sum(dim=1).tolist())
+        return importance
+
+    def _compare(self) -> Tensor:
+        """The importance of every patch, with the layers that were seen since the last cut."""
+        if self._glimpses:
+            scores, self.relation = flow.compare(list(self._glimpses.values()), self.prefix, self.valid)
+            scores = flow.group_means(scores, self.group)
+            self._scores = dict(zip(self._glimpses, scores.unbind(dim=1), strict=True))
+            for current in self._scores.values():
+                self.importance = flow.accumulate(self.importance, current, self.method.history)
+            self._glimpses.clear()
         assert self.importance is not None
-        for observed, flag in self._finite:
-            if not flag:
-                raise not_finite(observed)
         return self.importance
 
-    def _counts_after(self, layer: int, relation: Tensor) -> tuple[int, ...]:
+    def _counts_after(self, layer: int) -> tuple[int, ...]:
         """Patches left after this cut; the one place per cut where the host waits for the device."""
-        alive = torch.tensor(self.counts, device=relation.device)
-        targets = torch.tensor(self.targets, device=relation.device)
+        assert self.importance is not None and self.relation is not None
         remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
+        known: list[float] = torch.cat([self.importance.sum(dim=1), schedule.entropy(self.relation)]).tolist()
+        self._check(known[: len(self.counts)])
         if self.method.adaptive:
-            cut = schedule.cut_count(schedule.entropy_ratio(relation, alive * self.group), alive, targets, remaining)
+            patches = [count * self.group for count in self.counts]
+            ratio = schedule.entropy_ratio(known[len(self.counts) :], patches)
+            cut = schedule.cut_count(ratio, self.counts, self.targets, remaining)
         else:
-            cut = schedule.even_count(alive, targets, remaining, self.method.cut_every)
+            cut = schedule.even_count(self.counts, self.targets, remaining, self.method.cut_every)
+        surplus = [count - target for count, target in zip(self.counts, self.targets, strict=True)]
         if self.method.couple_batch:
-            cut = torch.minimum(cut.max(), alive - targets)
-        flags = torch.stack([flag for _, flag in self._finite]).long()
-        values: list[int] = torch.cat([flags, alive - cut]).tolist()
-        for (observed, _), is_finite in zip(self._finite, values, strict=False):
-            if not is_finite:
-                raise not_finite(observed)
-        self._finite.clear()
-        return tuple(values[len(flags) :])
+            cut = [min(max(cut), most) for most in surplus]
+        return tuple(count - lost for count, lost in zip(self.counts, cut, strict=True))
+
+    def _check(self, sums: list[float]) -> None:
+        """Refuse to rank patches whose importance is not finite, by its sum in every image.
+
+        Raises:
+            NonFiniteError: names the layer.
+        """
+        if all(map(isfinite, sums)):
+            return
+        raise not_finite(next(layer for layer, scores in self._scores.items() if not bool(scores.isfinite().all())))
 
 
 def not_finite(layer: int) -> NonFiniteError:

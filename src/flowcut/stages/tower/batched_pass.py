@@ -87,7 +87,7 @@ class BatchedPass:
         self.reductions: dict[int, Narrowing | Merging] = {}
         self.sources: Tensor | None = None
         self.cut_behind: list[int] = []
-        self.tokens_into: dict[int, int] = {}
+        self.wide_inputs: dict[int, Tensor] = {}
         self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self.tokens_after_layer: list[tuple[int, ...]] = []
         self.masks_seen: dict[int, Any] = {}
