@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from ..algorithm import flow, schedule
-from ..algorithm.selection import gather_tokens, top_in_order
-from ..errors import NonFiniteError
+from ..algorithm import flow
 from .base import Method
+from .fixed_schedule import check_schedule
+from .flowcut_policy import FlowCutPolicy
 from .policies import DecoderPolicy, VisionPolicy
 from .ranking import keep_best
-from .views import DecoderView, LayerView, Selection, TowerPass
+from .views import DecoderView, TowerPass
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class FlowCut(Method):
             the last of these layers (the "single-layer" rows of Table 7).
         adaptive: how many patches a cut takes follows the entropy of the global token's attention; otherwise every
             cut takes an equal share of what has to go (Table 7 without A; the paper does not say how it shares out).
+        schedule: how many patches every cut takes. ``"adaptive"`` decides it for every picture, for which the host
+            waits at every cut. Fixed beforehand, so that nothing waits and all shapes are known: ``"calibrated"`` by
+            the calibration that ships with the model (flowcut-mini); the path of a file by one that ``flowcut
+            calibrate`` wrote; whole numbers by these, one for each cut. Which patches go is decided for every picture
+            in any case. That scores are finite is then not checked.
         criteria: ``"all"`` scores by relation, semantic relevance and density; ``"relation"`` by the global token's
             attention alone (Table 7 without M). Table 7 without C is ``history=0``.
         scale_semantic: divide ``v_g . v_j`` by sqrt(D), as the paper's pseudocode does; the released LLaVA code
@@ -61,6 +64,7 @@ class FlowCut(Method):
     history: float = 0.5
     cut_every: int | None = 2
     adaptive: bool = True
+    schedule: str | tuple[int, ...] = "adaptive"
     criteria: Literal["all", "relation"] = "all"
     scale_semantic: bool = False
     couple_batch: bool = False
@@ -81,6 +85,18 @@ class FlowCut(Method):
                 "cut_every must be an int of at least 1 (layers between cuts), or None for a single cut at the end, "
                 f"got {every!r}."
             )
+        check_schedule(self.schedule)
+        if self.schedule != "adaptive":
+            for name, value, needed in (
+                ("adaptive", self.adaptive, True),
+                ("couple_batch", self.couple_batch, False),
+                ("video_budget", self.video_budget, "equal"),
+            ):
+                if value != needed:
+                    raise ValueError(
+                        f"schedule={self.schedule!r} fixes beforehand how many patches every cut takes, which {name}="
+                        f"{value!r} decides otherwise; leave {name} at {needed!r}, or the schedule at 'adaptive'."
+                    )
         if self.criteria not in ("all", "relation"):
             raise ValueError(f'criteria must be "all" or "relation", got {self.criteria!r}.')
         if self.tower_budget not in ("released", "paper"):
@@ -153,145 +169,3 @@ class FlowCutDecoderPolicy(DecoderPolicy):
         semantic = flow.head_mean_softmax(value_last, value[:, :, columns], view.scaling)
         density = flow.density(value[:, :, columns], prefix=0)
         return flow.score(flow.share(relation), flow.share(semantic), density)
-
-
-class FlowCutPolicy(VisionPolicy):
-    """Scores every layer and cuts by schedule, each image for itself.
-
-    Between two cuts it takes only a glimpse of every layer; they are compared where the next cut needs their scores.
-    """
-
-    def __init__(self, method: FlowCut, tower: TowerPass) -> None:
-        self.method = method
-        self.feature_layer = tower.feature_layer
-        self.targets = tower.targets
-        self.ranks = tower.ranks
-        self.pools = tower.frames if method.video_budget == "pooled" else ()
-        self.semantic = method.criteria == "all" and (method.packed_semantic or not tower.packed)
-        self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
-        self.importance: Tensor | None = None
-        self.relation: Tensor | None = None
-        self.group = 1
-        self.prefix = 0
-        self.valid: Tensor | None = None
-        self._glimpses: dict[int, flow.Glimpse] = {}
-        self._scores: dict[int, Tensor] = {}
-
-    def observe(self, view: LayerView) -> None:
-        if self.counts == self.targets and not self.ranks:
-            return
-        if self.ranks and schedule.layers_to_last_cut(view.layer, self.feature_layer) < 0:
-            return
-        self.valid, self.prefix, self.group = view.valid, view.prefix, view.group
-        scale = view.scaling if self.method.scale_semantic else 1.0
-        self._glimpses[view.layer] = flow.glimpse(
-            view.query,
-            view.key,
-            view.value,
-            view.scaling,
-            view.prefix,
-            view.valid,
-            semantic_scale=scale if self.semantic else None,
-            with_density=self.method.criteria == "all",
-        )
-
-    def select(self, layer: int) -> Selection | None:
-        if self.counts == self.targets:
-            return None
-        if not schedule.cuts_after(layer, self.feature_layer, self.method.cut_every):
-            return None
-        importance = self._compare()
-        counts = self._counts_after(layer)
-        valid = None if self.valid is None else self.valid[:, self.prefix :: self.group]
-        if self.pools and schedule.layers_to_last_cut(layer, self.feature_layer) == 0:
-            counts = pooled_counts(importance, self.targets, self.pools, valid)
-            self.targets = counts
-        if counts == self.counts:
-            return None
-        index = top_in_order(importance, counts, valid)
-        self.importance = gather_tokens(importance, index)
-        self.counts = counts
-        return Selection(index, counts)
-
-    def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
-        importance = self.rank() @ weights.mT
-        counts = pooled_counts(importance, targets, self.pools, None) if self.pools else targets
-        return Selection(top_in_order(importance, counts), counts)
-
-    def rank(self) -> Tensor:
-        importance = self._compare()
-        self._check(importance.sum(dim=1).tolist())
-        return importance
-
-    def _compare(self) -> Tensor:
-        """The importance of every patch, with the layers that were seen since the last cut."""
-        if self._glimpses:
-            scores, self.relation = flow.compare(list(self._glimpses.values()), self.prefix, self.valid)
-            scores = flow.group_means(scores, self.group)
-            self._scores = dict(zip(self._glimpses, scores.unbind(dim=1), strict=True))
-            for current in self._scores.values():
-                self.importance = flow.accumulate(self.importance, current, self.method.history)
-            self._glimpses.clear()
-        assert self.importance is not None
-        return self.importance
-
-    def _counts_after(self, layer: int) -> tuple[int, ...]:
-        """Patches left after this cut; the one place per cut where the host waits for the device."""
-        assert self.importance is not None and self.relation is not None
-        remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
-        known: list[float] = torch.cat([self.importance.sum(dim=1), schedule.entropy(self.relation)]).tolist()
-        self._check(known[: len(self.counts)])
-        if self.method.adaptive:
-            patches = [count * self.group for count in self.counts]
-            ratio = schedule.entropy_ratio(known[len(self.counts) :], patches)
-            cut = schedule.cut_count(ratio, self.counts, self.targets, remaining)
-        else:
-            cut = schedule.even_count(self.counts, self.targets, remaining, self.method.cut_every)
-        surplus = [count - target for count, target in zip(self.counts, self.targets, strict=True)]
-        if self.method.couple_batch:
-            cut = [min(max(cut), most) for most in surplus]
-        return tuple(count - lost for count, lost in zip(self.counts, cut, strict=True))
-
-    def _check(self, sums: list[float]) -> None:
-        """Refuse to rank patches whose importance is not finite, by its sum in every image.
-
-        Raises:
-            NonFiniteError: names the layer.
-        """
-        if all(map(isfinite, sums)):
-            return
-        raise not_finite(next(layer for layer, scores in self._scores.items() if not bool(scores.isfinite().all())))
-
-
-def not_finite(layer: int) -> NonFiniteError:
-    """The error for a vision layer whose tokens cannot be ranked."""
-    return NonFiniteError(
-        f"Vision layer {layer} produced NaN or infinite attention inputs, so its tokens cannot be "
-        "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
-    )
-
-
-def pooled_counts(
-    importance: Tensor, targets: tuple[int, ...], pools: tuple[int, ...], valid: Tensor | None
-) -> tuple[int, ...]:
-    """How many patches each frame keeps where the frames of a video compete for its budget.
-
-    Args:
-        importance: ``[frames, N]``, the frames of all videos.
-        targets: each frame's equal share; a video's budget is their sum.
-        pools: frames of each video.
-        valid: ``[frames, N]``, false in padding.
-    """
-    if valid is not None:
-        importance = importance.masked_fill(~valid, float("-inf"))
-    # The best patch of a frame always stays: attention over no patch at all is not defined without CLS.
-    ranked = importance.scatter(1, importance.argmax(dim=1, keepdim=True), float("inf"))
-    counts: list[Tensor] = []
-    first = 0
-    for frames in pools:
-        budget = sum(targets[first : first + frames])
-        chosen = ranked[first : first + frames].flatten().topk(budget).indices
-        counts.append(torch.bincount(chosen // importance.shape[1], minlength=frames))
-        first += frames
-    kept: list[int] = torch.cat(counts).tolist()
-    return tuple(kept)

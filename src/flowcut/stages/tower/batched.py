@@ -20,6 +20,7 @@ from ..observing.overrides import Override
 from ..observing.stage import Stage
 from ..projector.features import TRACES, encode, join_groups, pack_kept
 from .batched_pass import BatchedPass
+from .shared import name_of
 from .shrinking import shrink
 from .tiles import plan_image
 
@@ -83,7 +84,8 @@ class BatchedStage(Stage):
             args, kwargs = args[1:], {**kwargs, "pixel_values": pixel_values}
             patches = len(places)
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
-        current = BatchedPass(tower, choice, plan, patches, self.method, pixel_values, frames, places)
+        name = name_of(self.parts)
+        current = BatchedPass(tower, choice, plan, patches, self.method, pixel_values, frames, places, name)
         return args, {**kwargs, PART_KEYWORD: current}
 
     def _after_layer(

@@ -36,6 +36,7 @@ class BatchedPass:
         method: what cuts.
         pixels: the batch.
         frames: rows of each video.
+        model: its name, or the folder it was loaded from.
         places: where the pictures were scaled down, the patches of the full grid that theirs stand for.
     """
 
@@ -49,6 +50,7 @@ class BatchedPass:
         pixels: Tensor,
         frames: tuple[int, ...] = (),
         places: Tensor | None = None,
+        model: str = "",
     ) -> None:
         self.tower = tower
         self.choice = choice
@@ -72,6 +74,7 @@ class BatchedPass:
                     pixels.device,
                     frames,
                     ranks=bool(self.pooled_targets),
+                    model=model,
                     seeds=partial(seeds_of, pixels),
                 ),
                 None

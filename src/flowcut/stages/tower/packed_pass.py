@@ -14,7 +14,7 @@ from ...methods.views import LayerView
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from .packed_image import PackedImage, Reduction, pairs_of_images
-from .shared import check_bias, seeds_of
+from .shared import check_bias, name_of, seeds_of
 
 
 class PackedPass:
@@ -40,6 +40,7 @@ class PackedPass:
         self.implementation: str | None = parts.tower.config._attn_implementation
         for image, own in zip(self.images, torch.split(pixels, [image.patches for image in self.images]), strict=True):
             image.seeds = partial(seeds_of, own.reshape(1, -1))
+            image.model = name_of(parts)
         self.cuts = any(image.cut for image in self.images)
         self.alive: dict[int, Tensor] = {}
         self.chunks: dict[int, list[tuple[Tensor, ...]]] = {}
