@@ -17,6 +17,7 @@ LAYERS = (
     {"trace"},
     {"stages"},
     {"attaching"},
+    {"encoding"},
     {"inputs"},
     {"checkpoints"},
     {"measure"},

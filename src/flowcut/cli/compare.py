@@ -23,7 +23,9 @@ from .options import (
     opened_model,
     printable,
     quiet_libraries,
+    recalled,
     user_errors,
+    warn_of_budget,
 )
 from .tables import print_comparison
 
@@ -40,7 +42,13 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
-    target_num: Annotated[int, typer.Option(help="The budget of each, as it counts it.")] = DEFAULT_TARGET,
+    target_num: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help=f"The budget of each, as it counts it; what the checkpoint was trained with, else {DEFAULT_TARGET}.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw what each method kept into this picture.", show_default=False),
@@ -61,8 +69,20 @@ def compare_command(
             checked_question(question)
             picture = load_image(image)
             from ..methods import METHODS, make_methods
+            from ..methods.naming import describe
 
-            chosen = make_methods(",".join(METHODS) if methods is None else methods, target_num)
+            memory = recalled(model, options.errors)
+            budget: int | None = target_num
+            ratio: float | None = None
+            if budget is None:
+                budget = DEFAULT_TARGET
+                if memory is not None:
+                    budget, ratio = memory.method.target_num, memory.method.retain_ratio
+            if methods is None:
+                own = [] if memory is None else [describe(memory.method)]
+                methods = ",".join([*own, *METHODS])
+            chosen = make_methods(methods, budget, ratio)
+            warn_of_budget(memory, chosen, options.errors)
         with opened_model(options) as (loaded, status):
             from ..measure.compare import compare
 

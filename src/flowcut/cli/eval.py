@@ -21,14 +21,20 @@ from .options import (
     progress_bar,
     quiet_libraries,
     quiet_transformers,
+    recalled,
     user_errors,
+    warn_of_budget,
 )
 from .tables import print_tables
 
 if TYPE_CHECKING:
     from ..checkpoints.loading import LoadedModel
+    from ..checkpoints.memory import Memory
+    from ..methods import Method
     from ..tasks.asking import Asked, RowPlan
     from ..tasks.rows import Row, RowFile
+
+BUDGETS = "192,128,64,32"
 
 
 def eval_command(
@@ -38,14 +44,22 @@ def eval_command(
         str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v1.")
     ] = "test-v1",
     method: Annotated[
-        str,
+        Optional[str],  # noqa: UP045
         typer.Option(
             "--method",
             "--methods",
-            help="Names separated by commas, settings in brackets: flowcut(history=0.7),visionzip; also oracle.",
+            help="Names separated by commas, settings in brackets: flowcut(history=0.7),visionzip; also oracle. By "
+            "default what the checkpoint was trained with, else flowcut.",
+            show_default=False,
         ),
-    ] = "flowcut",
-    target_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "192,128,64,32",
+    ] = None,
+    target_num: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help=f"Budgets, separated by commas; what the checkpoint was trained with, else {BUDGETS}.",
+            show_default=False,
+        ),
+    ] = None,
     positions: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="compact, original, or both; by default each method's own.", show_default=False),
@@ -82,7 +96,10 @@ def eval_command(
                 from ..tasks.rows import RowFile
                 from ..view.report import cells_of, figures_of, header_of, save_report, uncut_of
 
-                plans = plan_rows(method, budgets_in(target_num), names_in(positions or ""))
+                memory = recalled(model, errors)
+                methods, budgets = rows_wanted(method, target_num, memory)
+                plans = plan_rows(methods, budgets, names_in(positions or ""))
+                warn_of_budget(memory, cutting(plans), errors)
                 split = load_split(split_name)
                 asked = choose_questions(split, list(TASKS) if tasks == "all" else names_in(tasks), limit, per_task)
                 loaded = load_model(model, device, dtype)
@@ -113,6 +130,32 @@ def checkpoint_name(model: str) -> str:
     from ..checkpoints.mini import MINI, mini_folder
 
     return mini_folder().name if model == MINI else model
+
+
+def rows_wanted(methods: str | None, budgets: str | None, memory: Memory | None) -> tuple[str, list[int]]:
+    """Methods and budgets: those that are given, else those the checkpoint was trained with, else the usual ones.
+
+    Raises:
+        ValueError: the checkpoint was trained with a share of the tokens, and no budgets are given.
+    """
+    from ..methods.naming import describe
+
+    if budgets is None and memory is not None:
+        if memory.method.target_num is None:
+            raise ValueError(
+                f"The checkpoint was trained with {memory}, a share of an image's tokens; an evaluation counts them. "
+                "Give budgets with --target-num."
+            )
+        budgets = str(memory.method.target_num)
+    if methods is None:
+        methods = "flowcut" if memory is None else describe(memory.method)
+    return methods, budgets_in(BUDGETS if budgets is None else budgets)
+
+
+def cutting(plans: list[RowPlan]) -> list[Method]:
+    """The methods of all rows but the uncut one."""
+    built = (plan.build(tuple(range(plan.target_num))) for plan in plans if plan.target_num is not None)
+    return [method for method in built if method is not None]
 
 
 def names_in(text: str) -> list[str]:
