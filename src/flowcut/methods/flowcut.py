@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..algorithm import flow
+from ..algorithm.segments import softmax_within
 from .base import Method
 from .fixed_schedule import check_schedule
 from .flowcut_policy import FlowCutPolicy
 from .policies import DecoderPolicy, VisionPolicy
-from .ranking import keep_best
+from .ranking import keep_best, logits_of_last, row_of_last
 from .views import DecoderView, TowerPass
 
 
@@ -158,14 +159,13 @@ class FlowCutDecoderPolicy(DecoderPolicy):
         return keep_best(view, self.importance, view.targets)
 
     @staticmethod
-    def importance(view: DecoderView, row: int, columns: Tensor) -> Tensor:
-        """``(A / sum A + M / sum M) * R`` over one image's tokens, ``[1, N]``; softmaxes over these tokens only."""
-        last = int(view.last[row])
-        groups = view.query.shape[1] // view.key.shape[1]
-        query = view.query[row : row + 1, :, last : last + 1].float()
-        key, value = (states[row : row + 1].repeat_interleave(groups, dim=1) for states in (view.key, view.value))
-        value_last = value[:, :, last : last + 1].float()
-        relation = flow.head_mean_softmax(query, key[:, :, columns], view.scaling)
-        semantic = flow.head_mean_softmax(value_last, value[:, :, columns], view.scaling)
-        density = flow.density(value[:, :, columns], prefix=0)
-        return flow.score(flow.share(relation), flow.share(semantic), density)
+    def importance(view: DecoderView) -> Tensor:
+        """``(A + M) * R`` of every column, ``[B, S]``; the softmaxes run over the tokens of its image only.
+
+        Values that several heads share count once: as often as each other, they have the same mean.
+        """
+        images = len(view.targets)
+        relation = softmax_within(logits_of_last(view), view.image, images).mean(dim=1)
+        own = flow.row_logits(row_of_last(view, view.value), view.value, view.scaling)
+        semantic = softmax_within(own, view.image, images).mean(dim=1)
+        return flow.score(relation, semantic, flow.density(view.value, prefix=0))
