@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,16 +81,17 @@ def mark_kept(
         ValueError: the prompts have more or fewer placeholders than the images need.
     """
     check_count(placeholders, images, modality)
-    lengths = torch.tensor([trace.placeholders for trace in images], device=placeholders.device)
+    lengths = [trace.placeholders for trace in images]
     rows, columns = placeholders.unbind(dim=1)
     keep[rows, columns] = torch.cat([trace.placeholder_kept.to(keep.device) for trace in images])
-    image[rows, columns] = torch.arange(len(images), device=lengths.device).repeat_interleave(lengths) + first_number
-    ends = lengths.cumsum(0)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    first, last = torch.stack([placeholders[starts, 0], placeholders[ends - 1, 0]]).tolist()
-    if first != last:
+    numbers = np.repeat(np.arange(first_number, first_number + len(images)), lengths)
+    image[rows, columns] = torch.from_numpy(numbers).to(image.device)
+    row_of: list[int] = rows.tolist()
+    ends = list(accumulate(lengths))
+    first = [row_of[end - length] for end, length in zip(ends, lengths, strict=True)]
+    if first != [row_of[end - 1] for end in ends]:
         raise ValueError(
             f"The placeholders of one {modality} are spread over two samples. Every sample needs whole blocks: "
             f"{[trace.placeholders for trace in images]} placeholders, in this order."
         )
-    return list(first)
+    return first
