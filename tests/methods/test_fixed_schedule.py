@@ -15,6 +15,7 @@ from flowcut import FlowCut, attach, make_method
 from flowcut.algorithm.calibration import Calibration
 from flowcut.measure.kernels import KernelCounter
 from flowcut.methods import fixed_schedule
+from flowcut.methods.naming import describe
 
 TARGET = 9
 COUNTS = (10, 9, 8)
@@ -57,7 +58,8 @@ def test_a_file_gives_the_same_numbers_to_every_picture(written: str) -> None:
 
 
 def test_it_is_written_on_the_command_line(written: str) -> None:
-    assert make_method(f"flowcut(schedule={written})", target_num=9) == FlowCut(target_num=9, schedule=written)
+    assert make_method(f"flowcut(schedule='{written}')", target_num=9) == FlowCut(target_num=9, schedule=written)
+    assert f"schedule='{written}'" in describe(FlowCut(target_num=9, schedule=written))
     assert make_method("flowcut(schedule=(10,9,8))", target_num=9) == FlowCut(target_num=9, schedule=COUNTS)
     assert make_method("flowcut(schedule=calibrated)", target_num=9).schedule == "calibrated"  # type: ignore[attr-defined]
 

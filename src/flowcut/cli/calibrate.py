@@ -67,7 +67,7 @@ def calibrate_command(
     else:
         Console(soft_wrap=True).print(
             f"Schedule of {len(pictures)} pictures written to {printable(output)}; "
-            f"use it with flowcut(schedule={printable(output)})."
+            f"use it with flowcut(schedule='{printable(output)}')."
         )
 
 

@@ -63,6 +63,7 @@ class Case:
 
     Attributes:
         label: the method as it is written on the command line; ``none`` for the uncut model.
+        budget: its visual tokens of each image; ``None`` for the uncut model.
         method: ``None`` for the uncut model.
         batch_size: samples.
         compiled: whether the vision tower runs under torch.compile.
@@ -79,6 +80,7 @@ class Case:
     label: str
     method: Method | None
     batch_size: int
+    budget: int | None = None
     compiled: bool = False
     new_tokens: int = 1
     refusal: str = ""
@@ -126,7 +128,12 @@ class Case:
 
     def as_dict(self, uncut: Case) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        told: dict[str, Any] = {"method": self.label, "batch_size": self.batch_size, "compiled": self.compiled}
+        told: dict[str, Any] = {
+            "method": self.label,
+            "target_num": self.budget,
+            "batch_size": self.batch_size,
+            "compiled": self.compiled,
+        }
         if self.refusal:
             return {**told, "refusal": self.refusal}
         seconds = {
@@ -291,15 +298,15 @@ def cases_of(
         batch_sizes: samples.
         compiled: whether the uncut model, and FlowCut with a fixed schedule, run with a compiled tower as well.
     """
-    chosen: dict[str, Method | None] = {UNCUT: None}
+    chosen: dict[tuple[str, int | None], Method | None] = {(UNCUT, None): None}
     for target in targets:
-        chosen |= {describe(method): method for method in make(target)}
+        chosen |= {(describe(method), method.target_num): method for method in make(target)}
     cases = []
     for size in batch_sizes:
-        for label, method in chosen.items():
-            cases.append(Case(label, method, size))
+        for (label, budget), method in chosen.items():
+            cases.append(Case(label, method, size, budget))
             if compiled and (method is None or fixed(method)):
-                cases.append(Case(label, method, size, compiled=True))
+                cases.append(Case(label, method, size, budget, compiled=True))
     return cases
 
 

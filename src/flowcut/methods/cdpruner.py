@@ -79,6 +79,8 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
     """
     gain = kernel.diagonal().clone()
     factors = kernel.new_zeros(tokens, len(kernel))
+    # What is chosen stays below all others, whatever rounding makes of their gain.
+    least = torch.zeros_like(gain)
     chosen: list[Tensor] = []
     for number in range(tokens):
         most, best = gain.max(dim=0, keepdim=True)
@@ -87,6 +89,6 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
         row = torch.addmv(kernel.index_select(0, best)[0], factors[:number].T, own, alpha=-1.0)
         row *= most.clamp(min=1e-12).rsqrt()
         factors[number] = row
-        # What is chosen stays at -inf.
-        gain = gain.addcmul(row, row, value=-1.0).index_fill_(0, best, float("-inf"))
+        least.index_fill_(0, best, float("-inf"))
+        gain = gain.addcmul(row, row, value=-1.0).index_fill_(0, best, float("-inf")).maximum(least)
     return torch.cat(chosen).sort().values

@@ -144,6 +144,8 @@ def written_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"({','.join(written_value(part) for part in value)})"
+    if isinstance(value, str) and not value.isidentifier():
+        return f"'{value}'"
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 

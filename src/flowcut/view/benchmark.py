@@ -12,6 +12,7 @@ from ..measure.bench import UNCUT, Case, uncut_of
 
 COLUMNS = (
     "method",
+    "budget",
     "batch",
     "tokens",
     "tower",
@@ -34,8 +35,9 @@ until the first token, and both of a later one."""
 def cells(case: Case, cases: Sequence[Case]) -> list[str]:
     """One row of the table."""
     name = f"{case.label}, compiled tower" if case.compiled else case.label
+    budget = "" if case.budget is None else str(case.budget)
     if case.refusal:
-        return [name, str(case.batch_size), case.refusal, *[""] * (len(COLUMNS) - 3)]
+        return [name, budget, str(case.batch_size), case.refusal, *[""] * (len(COLUMNS) - 4)]
     uncut = uncut_of(case, cases)
 
     def seconds(phase: str) -> str:
@@ -49,6 +51,7 @@ def cells(case: Case, cases: Sequence[Case]) -> list[str]:
     counted = not case.compiled
     return [
         name,
+        budget,
         str(case.batch_size),
         "all" if case.visual_tokens is None else f"{case.visual_tokens:.0f}",
         *(seconds(phase) for phase in ("tower", "projector", "prefill", "first_token", "per_token")),
@@ -68,6 +71,12 @@ def as_markdown(cases: Sequence[Case]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def title_of(case: Case) -> str:
+    """A case in the figure."""
+    budget = "" if case.budget is None else f", {case.budget} tokens"
+    return f"{case.label}{', compiled' if case.compiled else ''}{budget}, batch {case.batch_size}"
+
+
 def save_figure(path: Path, cases: Sequence[Case], title: str) -> None:
     """Draw seconds to the first token, by phase, and seconds of a later token, for every case.
 
@@ -78,7 +87,7 @@ def save_figure(path: Path, cases: Sequence[Case], title: str) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.34 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    names = [f"{case.label}{', compiled' if case.compiled else ''}, batch {case.batch_size}" for case in shown]
+    names = [title_of(case) for case in shown]
     start = [0.0] * len(shown)
     for phase, color in (("tower", "tab:blue"), ("prefill", "tab:orange")):
         widths = [1000 * case.seconds(phase) for case in shown]
