@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from flowcut import FlowCut, Method, make_methods
 from flowcut.cli import app
 from flowcut.measure import subjects
-from flowcut.measure.bench import PHASES, Bench, Case, cases_of, uncut_of
+from flowcut.measure.bench import Bench
+from flowcut.measure.cases import PHASES, Case, cases_of, uncut_of
 from flowcut.measure.peak import PeakMemory
 from flowcut.measure.real_sizes import Subject
 from flowcut.measure.subjects import processor_name

@@ -29,7 +29,8 @@ from .options import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..measure.bench import Case, Inputs
+    from ..measure.bench import Inputs
+    from ..measure.cases import Case
 
 RANDOM = "random:"
 
@@ -91,7 +92,8 @@ def bench_command(
         with quiet_libraries(options.errors):
             import torch
 
-            from ..measure.bench import CLOCKS, Bench, cases_of, uncut_of
+            from ..measure.bench import CLOCKS, Bench
+            from ..measure.cases import cases_of, uncut_of
             from ..methods import make_methods
 
             if clock not in CLOCKS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..measure.bench import UNCUT, Case, uncut_of
+from ..measure.cases import UNCUT, Case, uncut_of
 
 COLUMNS = (
     "method",
