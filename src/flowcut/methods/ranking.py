@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ def keep_best(view: DecoderView, importance: Importance, targets: Sequence[int])
         NonFiniteError: the importance is not finite. To know this, the host waits for the device.
     """
     scores = importance(view).masked_fill(view.image < 0, 0.0)
-    # Infinite and NaN scores make a sum that is no number less itself.
-    if not bool(torch.isfinite(scores.sum())):
+    # One number tells: with NaN or an infinite score among them, a sum is not finite.
+    if not isfinite(scores.sum().item()):
         raise NonFiniteError(
             f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
             "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
