@@ -159,7 +159,8 @@ class BatchedPass:
         alive = torch.arange(self.patches)[None].expand(len(features), -1) if self.alive is None else self.alive
         places = with_prefix(order[alive.to(features.device)].flatten(1), self.tower.prefix)
         kept = Narrowing.to(places, self._tokens(self.counts))
-        return kept.widen(features, self.tower.prefix + self.patches * self.group)
+        full = self.tower.prefix + self.patches * self.group
+        return kept.widen(features, features.new_zeros(len(features), full, features.shape[-1]))
 
     def narrowing(self, layer: int) -> Narrowing | None:
         """The tokens that go on after ``layer``, where some do not."""
