@@ -146,11 +146,12 @@ class Shortening:
     ) -> dict[str, Any]:
         """Let the method choose among the projected features of every image; they go into ``call``."""
         model: Any = self.parts.base
-        image = torch.full(tokens.shape[:2], -1, device=tokens.device)
-        images, _ = self._mark(features, found, torch.ones_like(image, dtype=torch.bool), image)
+        images = [trace for modality, outputs in features.items() for trace in image_traces(outputs, modality)]
         empty = next(iter(features.values())).pooler_output[0][:0]
         texts = [empty] * len(images)
         if self.method.reads_text:
+            image = torch.full(tokens.shape[:2], -1, device=tokens.device)
+            self._mark(features, found, torch.ones_like(image, dtype=torch.bool), image)
             cache = cache_in(call)
             states = read_states(cache)
             before = states[0] if states else self._uncut_state(call, torch.ones_like(image))
