@@ -9,7 +9,7 @@ from .. import __version__
 from ..checkpoints.loading import choose_device, choose_dtype
 from ..checkpoints.mini import MINI, mini_folder
 from ..methods import Method
-from ..methods.naming import expression_of
+from ..methods.naming import describe
 from .parts import Identity
 from .prompts import VICUNA
 from .questions import NEW_TOKENS, QuestionFile
@@ -58,7 +58,7 @@ class Job:
             "flowcut": __version__,
             "model": mini_folder().name if self.model == MINI else self.model,
             "model_id": name_of(self.model),
-            "method": UNCUT if self.method is None else expression_of(self.method),
+            "method": UNCUT if self.method is None else describe(self.method, budget=True),
             "questions": self.questions.digest(),
             "language": self.questions.language,
             "all_rounds": self.questions.all_rounds,

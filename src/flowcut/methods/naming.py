@@ -138,23 +138,19 @@ def unreadable(text: str) -> str:
     )
 
 
-def describe(method: Method) -> str:
-    """A method's name with the settings that differ from its defaults; its budget is left out."""
-    return written(method.name, {name: value for name, value in changed(method).items() if name not in BUDGET})
+def describe(method: Method, *, budget: bool = False) -> str:
+    """A method's name with the settings that differ from its defaults.
 
-
-def expression_of(method: Method) -> str:
-    """The text that makes the method again: :func:`describe` with its budget."""
-    return written(method.name, changed(method))
-
-
-def changed(method: Method) -> dict[str, Any]:
-    """The settings that differ from a method's defaults."""
-    return {
+    Args:
+        method: what to describe.
+        budget: whether its budget is told as well.
+    """
+    changed = {
         name: getattr(method, name)
         for name, setting in settings_of(type(method)).items()
-        if getattr(method, name) != setting.default
+        if (budget or name not in BUDGET) and getattr(method, name) != setting.default
     }
+    return written(method.name, changed)
 
 
 def written(name: str, settings: Mapping[str, Any]) -> str:
