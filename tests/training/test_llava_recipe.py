@@ -16,8 +16,8 @@ from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM
 import flowcut
 from flowcut.checkpoints import load_llava
 from flowcut.cli.export import FORMATS
-from flowcut.training.config import read_config
 from flowcut.training.conversation import IGNORED, Conversations
+from flowcut.training.reading import read_config
 from flowcut.training.run import train
 from flowcut.training.samples import Sample, Turn
 
@@ -25,8 +25,8 @@ pytest.importorskip("peft", reason="PEFT is one of the development extras")
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "train"
 SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions."
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
 )
 
 
