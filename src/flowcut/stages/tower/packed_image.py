@@ -160,7 +160,7 @@ class PackedImage:
             merged=None if self.sources is None else self.sources[0, rows][:, columns],
             handed_on=None if handed_on is None else handed_on[0, rows],
         )
-        layout = ImageLayout(1, grid, torch.arange(self.groups), complete=True)
+        layout = ImageLayout(1, grid, torch.arange(self.groups), complete=True, spread=self.packing.restores)
         return ImageTrace((tile,), layout, kept, self.tokens, self.budget)
 
 
