@@ -25,6 +25,7 @@ NOT_OF_ROWS = {
     "| `target_num` | tokens into a layer (mean of 577) |": "seconds of a script of release 2.0.0",
     "| family, widths of | decoder layers |": "seconds of a script of release 2.0.0",
     "| method | seconds | of uncut | overhead |": "seconds of a script of release 2.0.0",
+    "| | kernels of a prefill |": "counted operations",
     "| | on things | nothing is left of the shape asked about |": "which patches were kept",
     "| | one (298 nouns) | two (31) |": "votes of the tower's patches in training",
     "| | one | two | three | four | five | six | all (151) |": "votes of the tower's patches in training",
