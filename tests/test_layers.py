@@ -17,11 +17,15 @@ LAYERS = (
     {"trace"},
     {"stages"},
     {"attaching"},
+    {"encoding"},
     {"inputs"},
     {"checkpoints"},
     {"measure"},
     {"tasks"},
+    {"llava_files"},
     {"view"},
+    {"harness"},
+    {"training"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.

@@ -84,9 +84,19 @@ def test_default_budget_and_warning(picture: Path, checkpoint: Path) -> None:
     assert outcome.stderr.count("target_num=64 covers all 36 visual tokens") == 1
 
 
+def test_inspect(checkpoint: Path) -> None:
+    found = json.loads(call("inspect", checkpoint, "--json").stdout)["inspect"]
+    assert (found["class_name"], found["cuts"]["tower"]) == ("LlavaForConditionalGeneration", "yes")
+    assert "36 for each picture" in call("inspect", checkpoint).stdout
+    missing = call("inspect", checkpoint / "nothing")
+    assert missing.exit_code != 0 and "No model found" in missing.stderr
+
+
 def test_lists() -> None:
     models = json.loads(call("models", "--json").stdout)["models"]
-    assert [model["name"] for model in models] == [family.name for family in FAMILIES]
+    assert {model["class"] for model in models} >= {family.class_name for family in FAMILIES}
+    assert next(model for model in models if model["name"] == "llava")["tower"] == "yes"
+    assert "cross-attention" in next(model for model in models if model["name"] == "mllama")["decoder"]
     methods = json.loads(call("methods", "--json").stdout)["methods"]
     assert [method["name"] for method in methods] == list(METHODS)
     assert next(method for method in methods if method["name"] == "flowcut")["settings"]["history"] == 0.5

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -23,9 +24,16 @@ from .options import (
     opened_model,
     printable,
     quiet_libraries,
+    recalled,
     user_errors,
+    warn_of_budget,
 )
 from .tables import print_comparison
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..methods import Method
 
 
 def compare_command(
@@ -40,7 +48,13 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
-    target_num: Annotated[int, typer.Option(help="The budget of each, as it counts it.")] = DEFAULT_TARGET,
+    target_num: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help=f"The budget of each, as it counts it; what the checkpoint was trained with, else {DEFAULT_TARGET}.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw what each method kept into this picture.", show_default=False),
@@ -61,23 +75,57 @@ def compare_command(
             checked_question(question)
             picture = load_image(image)
             from ..methods import METHODS, make_methods
+            from ..methods.naming import describe
 
-            chosen = make_methods(",".join(METHODS) if methods is None else methods, target_num)
-        with opened_model(options) as (loaded, status):
-            from ..measure.compare import compare
+            memory = recalled(model, options.errors)
+            budget: int | None = target_num
+            ratio: float | None = None
+            if budget is None:
+                budget = DEFAULT_TARGET
+                if memory is not None:
+                    budget, ratio = memory.method.target_num, memory.method.retain_ratio
+            if methods is None:
+                own = [] if memory is None else [describe(memory.method)]
+                methods = ",".join([*own, *METHODS])
+            chosen = make_methods(methods, budget, ratio)
+            warn_of_budget(memory, chosen, options.errors)
+        show_comparison(picture, image, question, chosen, options)
 
-            status.update(f"Answering {(len(chosen) + 1) * (repeats + 1)} times ...")
-            result = compare(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
-            if output is not None:
-                from ..view.comparison import save_comparison
-                from ..view.overlay import seen_pixels
 
-                status.update("Drawing ...")
-                pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, result.image)
-                save_comparison(output, pixels, result)
-        if as_json:
-            typer.echo(json.dumps({"model": model, "image": image, **result.as_dict()}))
-            return
-        print_comparison(Console(), result)
-        if output is not None:
-            Console(soft_wrap=True).print(f"Picture written to {printable(output)}")
+def show_comparison(
+    picture: Image.Image, name: str, question: str, methods: Sequence[Method], options: RunOptions
+) -> None:
+    """Load the model, answer uncut and with every method, draw what each kept, print it all.
+
+    Args:
+        picture: RGB.
+        name: what the report calls it.
+        question: what is asked.
+        methods: what to compare.
+        options: of the command.
+    """
+    with opened_model(options) as (loaded, status):
+        from ..measure.compare import compare
+
+        status.update(f"Answering {(len(methods) + 1) * (options.repeats + 1)} times ...")
+        result = compare(
+            loaded,
+            methods,
+            picture,
+            question,
+            max_new_tokens=options.max_new_tokens,
+            repeats=options.repeats,
+        )
+        if options.drawing is not None:
+            from ..view.comparison import save_comparison
+            from ..view.overlay import seen_pixels
+
+            status.update("Drawing ...")
+            pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, result.image)
+            save_comparison(options.drawing, pixels, result)
+    if options.as_json:
+        typer.echo(json.dumps({"model": options.model, "image": name, **result.as_dict()}))
+        return
+    print_comparison(Console(), result)
+    if options.drawing is not None:
+        Console(soft_wrap=True).print(f"Picture written to {printable(options.drawing)}")

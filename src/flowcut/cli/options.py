@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -18,6 +18,8 @@ from rich.status import Status
 
 if TYPE_CHECKING:
     from ..checkpoints.loading import LoadedModel
+    from ..checkpoints.memory import Memory
+    from ..methods import Method
 
 DEFAULT_TARGET = 64
 DEFAULT_MODEL = "flowcut-mini"
@@ -53,7 +55,6 @@ class RunOptions:
         device, dtype: by name; None for the best one here.
         drawing: the picture to draw into, if any.
         as_json: whether to print JSON.
-        warm_up: see :func:`~flowcut.measure.run.run`; only the CPU does without.
         errors: where everything but the result is printed.
     """
 
@@ -64,7 +65,6 @@ class RunOptions:
     dtype: str | None = None
     drawing: Path | None = None
     as_json: bool = False
-    warm_up: bool = True
     errors: Console = field(default_factory=lambda: Console(stderr=True))
 
 
@@ -139,6 +139,25 @@ def opened_model(options: RunOptions) -> Iterator[tuple[LoadedModel, Status]]:
 
         status.update(f"Loading {printable(options.model)} ...")
         yield load_model(options.model, options.device, options.dtype), status
+
+
+def recalled(model: str, errors: Console) -> Memory | None:
+    """What a checkpoint was trained with, told on stderr; ``None`` where it does not say."""
+    if model == DEFAULT_MODEL:
+        return None
+    from ..checkpoints.memory import read_memory
+
+    memory = read_memory(model)
+    if memory is not None:
+        errors.print(f"{printable(model)} was trained with {printable(str(memory))} ({printable(memory.source)}).")
+    return memory
+
+
+def warn_of_budget(memory: Memory | None, methods: Sequence[Method], errors: Console) -> None:
+    """Say once where a checkpoint is run with another budget than it was trained with."""
+    told = [] if memory is None else [memory.difference(method) for method in methods]
+    for sentence in dict.fromkeys(filter(None, told)):
+        errors.print(f"[yellow]Warning: {printable(sentence)}[/]", soft_wrap=True)
 
 
 def progress_bar(console: Console | None = None, *, disable: bool = False) -> Progress:

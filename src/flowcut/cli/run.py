@@ -24,13 +24,16 @@ from .options import (
     opened_model,
     printable,
     quiet_libraries,
+    recalled,
     user_errors,
+    warn_of_budget,
 )
 from .tables import print_result
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..checkpoints.memory import Memory
     from ..inputs.clips import Clip
     from ..measure.run import RunResult
     from ..methods import Method
@@ -55,7 +58,14 @@ def run_command(
     image: Annotated[str, typer.Argument(help="A picture (PNG, JPEG, ...) or a video (MP4, ...).", show_default=False)],
     question: QuestionArgument,
     model: ModelOption = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="How to cut; `flowcut methods` lists them.")] = "flowcut",
+    method: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="How to cut; `flowcut methods` lists them. By default what the checkpoint was trained with, else "
+            "flowcut.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -68,7 +78,8 @@ def run_command(
     target_num: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            help=f"Visual tokens kept of every image; {DEFAULT_TARGET} if neither is given.",
+            help=f"Visual tokens kept of every image; what the checkpoint was trained with, else {DEFAULT_TARGET}, if "
+            "neither is given.",
             show_default=False,
         ),
     ] = None,
@@ -97,22 +108,41 @@ def run_command(
 
             checked_question(question)
             picture = load_clip(image, frames) if is_video(image) else load_image(image)
-            chosen = chosen_method(method, settings or [], target_num, retain_ratio)
+            memory = recalled(model, options.errors)
+            chosen = chosen_method(method, settings or [], target_num, retain_ratio, memory)
+            warn_of_budget(memory, [chosen], options.errors)
         show_run(Subject(picture, image, question), chosen, options)
 
 
-def chosen_method(expression: str, settings: list[str], target_num: int | None, retain_ratio: float | None) -> Method:
+def chosen_method(
+    expression: str | None,
+    settings: list[str],
+    target_num: int | None,
+    retain_ratio: float | None,
+    memory: Memory | None = None,
+) -> Method:
     """The method with its settings and its budget.
+
+    Args:
+        expression: a method as text; ``None`` for that of ``memory``, else FlowCut.
+        settings: each ``NAME=VALUE``.
+        target_num, retain_ratio: the budget; where neither is given, that of ``memory``, else the default one.
+        memory: what the checkpoint was trained with.
 
     Raises:
         ValueError: unknown names, values that are not allowed, or more than one budget.
     """
     from ..methods import METHODS
-    from ..methods.naming import read_expression
+    from ..methods.naming import describe, read_expression
 
+    if expression is None:
+        expression = "flowcut" if memory is None else describe(memory.method)
     chosen = read_expression(expression, METHODS).with_settings(settings)
     if target_num is None and retain_ratio is None:
-        target_num = DEFAULT_TARGET
+        if memory is not None:
+            target_num, retain_ratio = memory.method.target_num, memory.method.retain_ratio
+        else:
+            target_num = DEFAULT_TARGET
     elif chosen.has_budget:
         raise ValueError(f"The budget is given twice: in {chosen}, and as --target-num or --retain-ratio.")
     return chosen.build(target_num, retain_ratio)
@@ -123,8 +153,7 @@ def show_run(subject: Subject, method: Method, options: RunOptions) -> None:
     with opened_model(options) as (loaded, status):
         from ..measure.run import run
 
-        warm_up = options.warm_up or loaded.device.type != "cpu"
-        status.update(f"Answering {2 * options.repeats + 1 + warm_up} times, with and without {method.name} ...")
+        status.update(f"Answering {2 * options.repeats + 2} times, with and without {method.name} ...")
         result = run(
             loaded,
             method,
@@ -132,7 +161,6 @@ def show_run(subject: Subject, method: Method, options: RunOptions) -> None:
             subject.question,
             max_new_tokens=options.max_new_tokens,
             repeats=options.repeats,
-            warm_up=warm_up,
         )
         if options.drawing is not None:
             status.update("Drawing ...")

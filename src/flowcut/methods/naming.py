@@ -138,12 +138,17 @@ def unreadable(text: str) -> str:
     )
 
 
-def describe(method: Method) -> str:
-    """A method's name with the settings that differ from its defaults; its budget is left out."""
+def describe(method: Method, *, budget: bool = False) -> str:
+    """A method's name with the settings that differ from its defaults.
+
+    Args:
+        method: what to describe.
+        budget: whether its budget is told as well.
+    """
     changed = {
         name: getattr(method, name)
         for name, setting in settings_of(type(method)).items()
-        if name not in BUDGET and getattr(method, name) != setting.default
+        if (budget or name not in BUDGET) and getattr(method, name) != setting.default
     }
     return written(method.name, changed)
 

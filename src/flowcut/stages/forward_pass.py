@@ -21,9 +21,10 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from ..trace import ImageTrace, Stretch
+from ..trace import CacheState, ImageTrace, Stretch
 from .observing.overrides import Override
 
 PART_KEYWORD = "flowcut_part"
@@ -51,6 +52,7 @@ class ForwardPass:
         recounted: the cache of a prefill that tells its uncut length until the model is called, else ``None``.
         stretches: the columns that each run of decoder layers sees, once the prompts passed the gate; empty where it
             let them pass untouched.
+        after: where nothing is left to be dropped, the states that the pass leaves on its cache.
         decoder: the language model, where something is cut inside it.
         outputs: what the base model put out, as the head behind it needs to know it, where something was cut.
         module: the module whose call began the pass and will end it; ``None`` before that call.
@@ -62,7 +64,8 @@ class ForwardPass:
     images: list[ImageTrace] = field(default_factory=list)
     recounted: Override | None = None
     stretches: list[Stretch] = field(default_factory=list)
-    decoder: Part | None = None
+    after: tuple[CacheState, ...] = ()
+    decoder: Any = None
     outputs: Any = None
     module: nn.Module | None = None
     announced: nn.Module | None = None
@@ -71,6 +74,19 @@ class ForwardPass:
 
 _at_work: ContextVar[ForwardPass | None] = ContextVar("flowcut_pass", default=None)
 _part: ContextVar[Part | None] = ContextVar("flowcut_part", default=None)
+
+
+@dataclass
+class _Traced:
+    """The running part while torch.compile traces a tower: it cannot follow a context variable that is set inside.
+
+    Only one thread traces at a time, and nothing of it is left in what it compiles.
+    """
+
+    part: Part | None = None
+
+
+_traced = _Traced()
 
 
 def at_work(owner: object = None) -> ForwardPass | None:
@@ -110,17 +126,26 @@ def joined(owner: object) -> Iterator[ForwardPass]:
 def part_in(kwargs: dict[str, Any]) -> Part | None:
     """The part that a layer or module runs for: the one among its keyword arguments, else the one running around it."""
     part: Part | None = kwargs.get(PART_KEYWORD)
-    return _part.get() if part is None else part
+    return running_part() if part is None else part
 
 
 def running_part() -> Part | None:
     """The part whose tower or layer is running in this thread."""
+    if torch.compiler.is_compiling() and _traced.part is not None:
+        return _traced.part
     return _part.get()
 
 
 @contextmanager
 def running(part: Part | None) -> Iterator[None]:
     """While the block runs, it runs for ``part``."""
+    if torch.compiler.is_compiling():
+        around, _traced.part = _traced.part, part
+        try:
+            yield
+        finally:
+            _traced.part = around
+        return
     token = _part.set(part)
     try:
         yield
@@ -132,5 +157,8 @@ def run_layer(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The forward of a watched layer: what runs inside finds its part, and the keyword goes no further."""
     part = part_in(kwargs)
     kwargs.pop(PART_KEYWORD, None)
+    if part is None:
+        # As in a step of decoding, which may be compiled.
+        return original(*args, **kwargs)
     with running(part):
         return original(*args, **kwargs)

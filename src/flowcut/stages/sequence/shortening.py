@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...algorithm.columns import ColumnCut, all_columns, keep_columns
+from ...algorithm.columns import ColumnCut, Known, all_columns, keep_columns
 from ...algorithm.positions import shifted_positions
 from ...errors import FlowCutError
 from ...methods.base import Method
@@ -21,10 +21,14 @@ from .cache import read_states
 from .cache_argument import cache_in
 from .generation import prompt_length
 from .packing import check_lengths, check_packed, starts_of_samples
-from .placeholders import find_placeholders, image_traces, mark_kept
+from .placeholders import Placeholders, are_placeholders, image_traces, rows_of_images
 from .places import places_of
+from .reservation import Reservation
 
 TOKENS = ("input_ids", "inputs_embeds")
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments that tell of every column whether it is text or of a picture, by which some models build their masks."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Shortening:
         self.parts = parts
         self.method = method
         self.layers = layers
+        self.reservation = Reservation()
 
     def shorten(
         self, current: ForwardPass, call: dict[str, Any], states: tuple[CacheState, ...], features: dict[str, Any]
@@ -74,29 +79,35 @@ class Shortening:
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
         starts = None if states or cache_in(call) is not None else starts_of_samples(call)
-        if self.method.cuts_projected and features:
-            features = self._cut_projected(call, features, tokens)
-        images, images_of = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
-        new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
+        padding = None if mask is None else mask[:, -columns:]
+        found, padded = self._find(call, features, padding)
+        if self.method.cuts_projected and features:
+            features = self._cut_projected(call, features, found, tokens)
+        images, images_of = self._mark(features, found, keep, image)
+        new_mask = torch.ones_like(keep, dtype=torch.long) if padding is None else padding
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
         nothing_to_drop = whole or not features
-        padding = None if mask is None else new_mask
-        cut = all_columns(keep) if nothing_to_drop else keep_columns(keep, padding, image >= 0)
+        left = [columns - sum(trace.placeholders - trace.visual_tokens for trace in own) for own in images_of]
+        known = Known(min(left), max(left), *padded)
+        every = all_columns(keep, unpadded=mask is None) if nothing_to_drop else None
+        cut = keep_columns(keep, padding, image >= 0, known) if every is None else every
         if not whole:
             check_lengths(call)
             if starts is not None:
                 check_packed(self.method, cut, bool(self.layers), self.parts.grid_positions)
         if self.parts.grid_positions:
-            positions = places_of(self.parts.base, call, before, keep)
+            positions = places_of(self.parts.base, call, before, keep.shape, keep.device)
         else:
-            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length + self.parts.first_position
             given: Tensor | None = call.get("position_ids")
             positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
         positions = shifted_positions(positions, cut, before.removed, ~keep, compact, starts)
-        stretch = Stretch(before, cut, cut.take(new_mask), positions, (~keep).sum(dim=1), cut.take(image, -1))
+        full = before.full and cut.even and cut.unpadded
+        removed = (~keep).sum(dim=1)
+        stretch = Stretch(before, cut, cut.take(new_mask), positions, removed, cut.take(image, -1), full=full)
         stretches = [stretch]
         if not whole:
             in_text = None if starts is None else self._in_text(call, cut, before, ~keep, starts)
@@ -105,9 +116,13 @@ class Shortening:
                 targets = tuple(image.target for image in images)
                 length = self._prompt_length(features, tokens, before)
                 states = states or (before,)
-                decoder = DecoderPass(self.parts, self.method, stretch, states, targets, length, cache_in(call))
+                decoder = DecoderPass(
+                    self.parts, self.method, stretch, states, targets, length, cache_in(call), self.reservation
+                )
                 call[PART_KEYWORD] = current.decoder = decoder
                 stretches = decoder.stretches
+            else:
+                self.reservation.shorten(cache_in(call), 0, range(len(self.parts.decoder_layers)), stretch)
             current.stretches = stretches
         uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
         return Shortened(images, images_of, stretches, uncut)
@@ -126,14 +141,17 @@ class Shortening:
         lengths = (prompt_length(outputs, tokens, before.uncut_length) for outputs in features.values())
         return min(lengths, default=tokens.shape[1])
 
-    def _cut_projected(self, call: dict[str, Any], features: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+    def _cut_projected(
+        self, call: dict[str, Any], features: dict[str, Any], found: dict[str, Placeholders], tokens: Tensor
+    ) -> dict[str, Any]:
         """Let the method choose among the projected features of every image; they go into ``call``."""
         model: Any = self.parts.base
-        image = torch.full(tokens.shape[:2], -1, device=tokens.device)
-        images, _ = self._mark(call, features, torch.ones_like(image, dtype=torch.bool), image)
+        images = [trace for modality, outputs in features.items() for trace in image_traces(outputs, modality)]
         empty = next(iter(features.values())).pooler_output[0][:0]
         texts = [empty] * len(images)
         if self.method.reads_text:
+            image = torch.full(tokens.shape[:2], -1, device=tokens.device)
+            self._mark(features, found, torch.ones_like(image, dtype=torch.bool), image)
             cache = cache_in(call)
             states = read_states(cache)
             before = states[0] if states else self._uncut_state(call, torch.ones_like(image))
@@ -147,8 +165,43 @@ class Shortening:
         call["mm_encoder_outputs"] = {**call["mm_encoder_outputs"], **cut}
         return cut
 
+    def _find(
+        self, call: dict[str, Any], features: dict[str, Any], padding: Tensor | None
+    ) -> tuple[dict[str, Placeholders], tuple[bool, bool]]:
+        """Where the placeholders are, and what the batch is padded with.
+
+        Args:
+            call: arguments of the base model's forward.
+            features: the encoded images, by modality.
+            padding: ``[B, L]``, the mask of the call's columns.
+
+        Returns:
+            The placeholders by modality; whether there is no padding at all, and whether there is none at the end.
+        """
+        model: Any = self.parts.base
+        given = [call.get(name) for name in TOKENS]
+        places = [
+            are_placeholders(model.get_input_embeddings(), self.parts.placeholders[modality], *given)
+            for modality in features
+        ]
+        # Asked for together, since the host waits for the device once for each question.
+        questions = [own.sum(dim=1) for own in places]
+        if padding is not None:
+            real = padding.bool()
+            questions += [real.all()[None], real[:, -1].all()[None]]
+        answers = torch.cat(questions).tolist() if questions else []
+        unpadded, full_at_end = (True, True) if padding is None else map(bool, answers[-2:])
+        found = {}
+        for number, (modality, outputs) in enumerate(features.items()):
+            rows = len(places[number])
+            per_row = answers[number * rows : (number + 1) * rows]
+            images = rows_of_images(per_row, image_traces(outputs, modality), modality)
+            found[modality] = Placeholders(places[number], images)
+        return found, (unpadded, full_at_end)
+
+    @staticmethod
     def _mark(
-        self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
+        features: dict[str, Any], found: dict[str, Placeholders], keep: Tensor, image: Tensor
     ) -> tuple[list[ImageTrace], list[list[ImageTrace]]]:
         """Clear ``keep`` where tokens were cut, number the images in ``image``.
 
@@ -157,12 +210,11 @@ class Shortening:
         """
         ordered: list[ImageTrace] = []
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
-        model: Any = self.parts.base
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
-            token = self.parts.placeholders[modality]
-            found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for trace, row in zip(images, mark_kept(keep, image, found, images, len(ordered), modality), strict=True):
+            found[modality].keep(keep, images)
+            found[modality].write_numbers(image, images, len(ordered))
+            for trace, row in zip(images, found[modality].rows, strict=True):
                 images_of[row].append(trace)
             ordered += images
         return ordered, images_of
@@ -171,16 +223,18 @@ class Shortening:
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
         """The state of a cache that was never cut, or of none."""
         cache = cache_in(call)
-        cached = cache.get_seq_length() if cache is not None else 0
+        # Of a static cache it is a tensor.
+        cached = int(cache.get_seq_length()) if cache is not None else 0
         mask: Tensor | None = call.get("attention_mask")
         past = new_mask.new_ones(len(new_mask), cached) if mask is None else mask[:, :cached]
-        return CacheState(past, new_mask.new_zeros(len(new_mask), dtype=torch.long), cached)
+        removed = new_mask.new_zeros(len(new_mask), dtype=torch.long)
+        return CacheState(past, removed, cached, cached, full=mask is None or not cached)
 
     def _write(self, call: dict[str, Any], stretch: Stretch, in_text: Tensor | None) -> None:
         """Put the shortened tokens, mask and positions into the call; ``in_text`` where samples share rows."""
         call["position_ids"] = stretch.positions
-        # Always given else, since transformers takes gaps in the positions for seams where there is no mask.
-        call["attention_mask"] = stretch.attended if in_text is None else None
+        in_order = self.method.positions == "compact" or self.parts.grid_positions
+        call["attention_mask"] = stretch.needed_mask(in_order) if in_text is None else None
         if in_text is not None and self.parts.grid_positions:
             call["position_ids"] = torch.cat([in_text[None], stretch.positions])
         if call.get("input_ids") is not None:
@@ -188,6 +242,10 @@ class Shortening:
             call["input_ids"] = stretch.cut.take(call["input_ids"], filler)
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
+        for name in TOKEN_TYPES:
+            types: Tensor | None = call.get(name)
+            if types is not None and types.shape[1] == stretch.cut.source_length:
+                call[name] = stretch.cut.take(types)
 
 
 def two_dimensional_mask(call: dict[str, Any]) -> Tensor | None:
