@@ -38,7 +38,7 @@ def load_image(source: str | Path | BytesIO, name: str | None = None) -> Image.I
             has no range: its values are all equal, NaN or infinite.
         PermissionError: it may not be read.
     """
-    path = str(source) if name is None else name
+    name = str(source) if name is None else name
     with readable(source, name) as image:
         upright = ImageOps.exif_transpose(image)
         tags = dict(getattr(image, "tag_v2", {}))
