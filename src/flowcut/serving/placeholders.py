@@ -1,0 +1,161 @@
+"""The placeholders of a cut picture, and the places of its tokens: plain lists and tensors, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import FlowCutError
+
+CHANNELS = 6
+"""Numbers behind a token's features that hold its place in its picture, see :func:`coded`."""
+
+
+def shortened(ids: Sequence[int], token: int, kept: int) -> list[int]:
+    """What stands for a picture in the prompt, with ``kept`` placeholders; separators stay.
+
+    Args:
+        ids: what stands for the uncut picture.
+        token: its placeholder.
+        kept: how many stay. Tiles that stand apart get equal shares.
+
+    Raises:
+        FlowCutError: there are not as many, or the tiles cannot share them equally.
+    """
+    runs = runs_of(ids, token)
+    share, rest = divmod(kept, max(1, len(runs)))
+    if rest or any(share > stop - start for start, stop in runs):
+        raise FlowCutError(
+            f"{kept} visual tokens cannot be shared among {len(runs)} part(s) of a picture with "
+            f"{[stop - start for start, stop in runs]} placeholders. Choose another budget."
+        )
+    short: list[int] = []
+    last = 0
+    for start, stop in runs:
+        short += [*ids[last:start], *[token] * share]
+        last = stop
+    return [*short, *ids[last:]]
+
+
+def runs_of(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
+    """Where ``token`` stands without a gap: first place, and the one behind the last."""
+    runs: list[tuple[int, int]] = []
+    for place, one in enumerate(ids):
+        if one != token:
+            continue
+        if runs and runs[-1][1] == place:
+            runs[-1] = (runs[-1][0], place + 1)
+        else:
+            runs.append((place, place + 1))
+    return runs
+
+
+def per_picture(entries: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+    """Tokens ``[K, width]`` of every picture, where the model may count each of its tiles as an image.
+
+    Args:
+        entries: what the encoder handed out.
+        rows: tiles of every picture.
+
+    Raises:
+        FlowCutError: there are neither as many entries as pictures nor as tiles.
+    """
+    if len(entries) == len(rows):
+        return list(entries)
+    if len(entries) != sum(rows):
+        raise FlowCutError(
+            f"The encoder handed out {len(entries)} images, and the engine asked for {len(rows)} with {sum(rows)} "
+            "tiles together, so that they cannot be told apart."
+        )
+    pictures, first = [], 0
+    for count in rows:
+        pictures.append(torch.cat(list(entries[first : first + count])))
+        first += count
+    return pictures
+
+
+def uncut_places(ids: Sequence[int], token: int, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """A cut prompt with all placeholders of its pictures back, and where each of its own tokens stands there.
+
+    Args:
+        ids: the cut prompt; a picture's placeholders stand together.
+        token: the placeholder.
+        counts: placeholders of every uncut picture.
+
+    Returns:
+        The ids of the uncut prompt, and for every token of the cut one its place in it; a picture's kept tokens take
+        its first places until it is known which they are.
+
+    Raises:
+        FlowCutError: there are not as many runs of placeholders as pictures.
+    """
+    runs = runs_of(ids, token)
+    if len(runs) != len(counts):
+        raise FlowCutError(f"The prompt has {len(runs)} runs of placeholders for {len(counts)} picture(s).")
+    whole: list[int] = []
+    places: list[int] = []
+    last = 0
+    for (start, stop), count in zip(runs, counts, strict=True):
+        for one in ids[last:start]:
+            places.append(len(whole))
+            whole.append(one)
+        places += range(len(whole), len(whole) + stop - start)
+        whole += [token] * count
+        last = stop
+    for one in ids[last:]:
+        places.append(len(whole))
+        whole.append(one)
+    return whole, places
+
+
+def corrected(positions: Tensor, ids: Tensor, token: int, first: int, offsets: Tensor) -> Tensor:
+    """Positions ``[axes, N]`` of a prompt, now that it is known which tokens of its pictures stayed.
+
+    Args:
+        positions: as they are known so far; those of text are right.
+        ids: ``[N]``, the cut prompt.
+        token: the placeholder.
+        first: the first column whose picture tokens are meant.
+        offsets: ``[K, axes]``, the place of each within its picture, for the next ``K`` placeholders from there on.
+    """
+    columns = (ids == token).nonzero()[:, 0]
+    columns = columns[columns >= first][: len(offsets)]
+    # The last token in front of a picture's run of placeholders, whose position is that of text.
+    is_text = ids != token
+    before = torch.where(is_text, torch.arange(len(ids), device=ids.device), -1).cummax(0).values[columns]
+    start = torch.where(before >= 0, positions[:, before.clamp(min=0)].amax(dim=0), -1) + 1
+    changed = positions.clone()
+    changed[:, columns] = start[None] + offsets.T.to(positions)
+    return changed
+
+
+def in_parts(places: Sequence[Tensor], uncut: Sequence[int], rows: Sequence[int], parts: Sequence[int]) -> list[Tensor]:
+    """Places within the run of placeholders that stands for several tiles of a picture.
+
+    Args:
+        places: ``[K, axes]`` of every tile, within it.
+        uncut: tokens of every uncut tile.
+        rows: tiles of every picture.
+        parts: runs of placeholders of every picture: one for all its tiles, or one for each.
+    """
+    shifted: list[Tensor] = []
+    for count, runs in zip(rows, parts, strict=True):
+        start = 0
+        for _ in range(count):
+            tile = len(shifted)
+            shifted.append(places[tile] + start)
+            start += uncut[tile] if runs == 1 else 0
+    return shifted
+
+
+def coded(places: Tensor) -> Tensor:
+    """Places ``[K, 3]`` as ``[K, 6]``: 128s and ones, which bfloat16 holds exactly up to 32,767."""
+    return torch.cat([places // 128, places % 128], dim=1)
+
+
+def decoded(numbers: Tensor) -> Tensor:
+    """int64 ``[K, 3]`` from :func:`coded`."""
+    hundreds, ones = numbers.round().long().chunk(2, dim=1)
+    return 128 * hundreds + ones
