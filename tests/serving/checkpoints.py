@@ -83,15 +83,16 @@ def llava_onevision() -> tuple[Any, Any]:
 
 def internvl() -> tuple[Any, Any]:
     """InternVL3, whose tiles stand in one run of placeholders."""
-    own = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-    own |= {"video_token": "<video>"}
     names = {"<img>": 122, "</img>": 123, "<video>": families.VIDEO_TOKEN, "<IMG_CONTEXT>": tiny.IMAGE_TOKEN}
-    tokenizer = tiny_checkpoint.tiny_tokenizer(names)
-    for name, text in own.items():
-        setattr(tokenizer, name, text)
-    for name, text in (("start_image_token_id", "<img>"), ("end_image_token_id", "</img>")):
-        setattr(tokenizer, name, names[text])
-    tokenizer.context_image_token_id = tiny.IMAGE_TOKEN
+    tokenizer = tiny_checkpoint.tiny_tokenizer(
+        names,
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
     vision = InternVLVisionConfig(
         **{**tiny.SHAPE, "image_size": [2 * SIDE, 2 * SIDE], "patch_size": [14, 14]}, intermediate_size=64
     )

@@ -85,8 +85,8 @@ def uncut_places(ids: Sequence[int], token: int, counts: Sequence[int]) -> tuple
         counts: placeholders of every uncut picture.
 
     Returns:
-        The ids of the uncut prompt, and for every token of the cut one its place in it; a picture's kept tokens take
-        its first places until it is known which they are.
+        The ids of the uncut prompt, and for every token of the cut one its place in it; a picture's kept tokens have
+        the place of its first one, as it is not known yet which they are (see :func:`moved`).
 
     Raises:
         FlowCutError: there are not as many runs of placeholders as pictures.
@@ -101,7 +101,7 @@ def uncut_places(ids: Sequence[int], token: int, counts: Sequence[int]) -> tuple
         for one in ids[last:start]:
             places.append(len(whole))
             whole.append(one)
-        places += range(len(whole), len(whole) + stop - start)
+        places += [len(whole)] * (stop - start)
         whole += [token] * count
         last = stop
     for one in ids[last:]:
@@ -110,25 +110,16 @@ def uncut_places(ids: Sequence[int], token: int, counts: Sequence[int]) -> tuple
     return whole, places
 
 
-def corrected(positions: Tensor, ids: Tensor, token: int, first: int, offsets: Tensor) -> Tensor:
-    """Positions ``[axes, N]`` of a prompt, now that it is known which tokens of its pictures stayed.
+def moved(positions: Tensor, is_visual: Tensor, places: Tensor) -> Tensor:
+    """Positions ``[axes, N]`` with every visual token moved from the beginning of its picture to its place in it.
 
     Args:
-        positions: as they are known so far; those of text are right.
-        ids: ``[N]``, the cut prompt.
-        token: the placeholder.
-        first: the first column whose picture tokens are meant.
-        offsets: ``[K, axes]``, the place of each within its picture, for the next ``K`` placeholders from there on.
+        is_visual: boolean ``[n]``, of the first ``n`` of ``N`` columns.
+        places: ``[K, axes]``, of the visual tokens in order.
     """
-    columns = (ids == token).nonzero()[:, 0]
-    columns = columns[columns >= first][: len(offsets)]
-    # The last token in front of a picture's run of placeholders, whose position is that of text.
-    is_text = ids != token
-    before = torch.where(is_text, torch.arange(len(ids), device=ids.device), -1).cummax(0).values[columns]
-    start = torch.where(before >= 0, positions[:, before.clamp(min=0)].amax(dim=0), -1) + 1
-    changed = positions.clone()
-    changed[:, columns] = start[None] + offsets.T.to(positions)
-    return changed
+    number = (is_visual.long().cumsum(0) - 1).clamp(min=0)
+    shift = places[number] * is_visual[:, None]
+    return torch.cat([positions[:, : len(shift)] + shift.T.to(positions), positions[:, len(shift) :]], dim=1)
 
 
 def in_parts(places: Sequence[Tensor], uncut: Sequence[int], rows: Sequence[int], parts: Sequence[int]) -> list[Tensor]:

@@ -30,16 +30,13 @@ from ..methods import Method
 from ..models import find_parts
 from ..trace import ImageTrace
 from .choice import identity_of, method_for
-from .placeholders import CHANNELS, coded, corrected, decoded, in_parts, per_picture, runs_of, shortened, uncut_places
+from .placeholders import CHANNELS, coded, decoded, in_parts, moved, per_picture, runs_of, shortened, uncut_places
 
 PARTS, UNCUT = "flowcut_parts", "flowcut_uncut"
 """Fields of a picture beside vLLM's: how many runs of placeholders stand for it, and how many placeholders uncut."""
 
 ASK_FOR_POSITIONS = {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 1]}}}
 """The entry of a config by which vLLM asks the model itself for the positions of a prompt."""
-
-SMALLEST_RATE = 1e-9
-"""What stands for vLLM's rate of pruned video tokens, to have its positions taken from the model; nothing reads it."""
 
 
 class CutProcessingInfo(MultiModalProcessingInfo):
@@ -122,8 +119,6 @@ class CutProcessor(MultiModalProcessor):
 class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
     """Any model of vLLM's Transformers backend that flowcut knows, with a method on its vision encoder."""
 
-    supports_multimodal_pruning = True
-
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         method = method_for(self.config, self.model_config.model)
@@ -131,18 +126,39 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
         self.grid = parts.grid_positions
         self.placeholder = parts.placeholders["image"]
         self.original = self.grid or method.positions == "original"
-        if self.original:
-            if not self.model_config.uses_mrope:
-                raise UnsupportedModelError(
-                    f"{method.name} with positions=original lets tokens keep their positions, and vLLM asks "
-                    f"{type(self.model).__name__} for none. Start it with `flowcut serve`, add "
-                    f"{json.dumps(ASK_FOR_POSITIONS)} to --hf-overrides, or use positions=compact."
-                )
-            # vLLM asks the model for positions again behind the encoder where it prunes videos, and only there.
-            self.model_config.multimodal_config.video_pruning_rate = SMALLEST_RATE
+        if self.original and not self.model_config.uses_mrope:
+            raise UnsupportedModelError(
+                f"{method.name} with positions=original lets tokens keep their positions, and vLLM asks "
+                f"{type(self.model).__name__} for none. Start it with `flowcut serve`, add "
+                f"{json.dumps(ASK_FOR_POSITIONS)} to --hf-overrides, or use positions=compact."
+            )
+        self.arriving: tuple[Tensor, Tensor] | None = None
         self.encoder = attach_encoder(self.model, method)
 
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Any = None,
+        *,
+        is_multimodal: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        self.arriving = None
+        if self.original and multimodal_embeddings is not None and len(multimodal_embeddings):
+            assert is_multimodal is not None
+            places = decoded(torch.cat([tokens[:, -CHANNELS:] for tokens in multimodal_embeddings]))
+            self.arriving = (is_multimodal.to(places.device), places)
+            multimodal_embeddings = [tokens[:, :-CHANNELS] for tokens in multimodal_embeddings]
+        embeddings: Tensor = super().embed_input_ids(
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **kwargs
+        )
+        return embeddings
+
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.arriving is not None:
+            # vLLM was given positions before it was known which tokens stay.
+            positions = moved(positions, *self.arriving)
+            self.arriving = None
         if self.model_config.uses_mrope and not self.grid:
             # The three are equal, and the model numbers its tokens by one.
             return Base.forward(self, input_ids, positions[0], *args, **kwargs)
@@ -204,22 +220,6 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
         positions, delta = self.model.get_rope_index(**asked)
         # What is added to a token's number in the cut prompt to have its position.
         return positions[:, 0][:, places], int(delta[0]) + len(whole) - len(input_tokens)
-
-    def recompute_mrope_positions(
-        self,
-        input_ids: Any,
-        multimodal_embeddings: Sequence[Tensor],
-        mrope_positions: Tensor,
-        num_computed_tokens: int,
-    ) -> tuple[Sequence[Tensor], Tensor, int]:
-        """Positions of the kept tokens, and their features without the places that came with them."""
-        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
-        delta = int(mrope_positions.max()) + 1 - len(ids)
-        if not multimodal_embeddings:
-            return multimodal_embeddings, mrope_positions, delta
-        places = decoded(torch.cat([tokens[:, -CHANNELS:] for tokens in multimodal_embeddings]))
-        positions = corrected(mrope_positions, ids, self.placeholder, num_computed_tokens, places)
-        return [tokens[:, :-CHANNELS] for tokens in multimodal_embeddings], positions, delta
 
 
 def places_of_tokens(image: ImageTrace, grid: bool) -> Tensor:
