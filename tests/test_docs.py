@@ -20,6 +20,7 @@ from flowcut import METHODS, Method
 from flowcut.cli import app
 from flowcut.models import FAMILIES
 from flowcut.models.base import ImageLayout, ModelFamily, ModelParts, VisionTower
+from flowcut.models.classes import known_classes
 from flowcut.models.idefics3 import SmolVLM
 from flowcut.models.towers import LAYOUTS
 
@@ -69,7 +70,7 @@ def test_every_page_stands_in_the_sites_table_of_contents() -> None:
 
 
 def test_the_page_names_a_family_as_smolvlm_does() -> None:
-    for field, value, _ in table(PAGE, "## 2. Name the family"):
+    for field, value, _ in table(PAGE, "## 2. A file of its own"):
         (name,) = named(field)
         if name == "is_base":
             assert SmolVLM.base_class is transformers.SmolVLMModel and "SmolVLMModel" in value
@@ -78,7 +79,7 @@ def test_the_page_names_a_family_as_smolvlm_does() -> None:
             assert value.strip("`").split('"')[1] == SmolVLM.hub_ids[0]
         else:
             assert eval(value.strip("`"), {"LAYOUTS": LAYOUTS}) == getattr(SmolVLM, name)
-    assert {named(row[0])[0] for row in table(PAGE, "## 2. Name the family")} == {
+    assert {named(row[0])[0] for row in table(PAGE, "## 2. A file of its own")} == {
         *(name for name in vars(ModelFamily)["__annotations__"]),
         "is_base",
     }
@@ -90,20 +91,30 @@ def test_the_page_shows_smolvlms_tower_as_it_is() -> None:
 
 
 def test_the_page_takes_smolvlm_apart_as_it_is() -> None:
-    rows = {name: row[2] for row in table(PAGE, "## 4. Take the model apart") for name in named(row[0])}
+    rows = {name: row[2] for row in table(PAGE, "`parts(base, top)` returns a `ModelParts`:") for name in named(row[0])}
     given = {"family", "top", "base"}
     assert set(rows) == {field.name for field in fields(ModelParts)} - given
     parts = SmolVLM().parts(*tiny_smolvlm())
     base: Any = parts.base
     names = {"base": base, "config": base.config}
-    for name in ("projector", "language_model", "placeholders", "group", "shuffle", "second_cut", "grid_positions"):
+    for name in (
+        "projector",
+        "language_model",
+        "placeholders",
+        "group",
+        "shuffle",
+        "second_cut",
+        "grid_positions",
+        "first_position",
+    ):
         said = re.search(r"`([^`]+)`", rows[name] if name != "language_model" else rows[name].split(",")[0])
         assert said is not None
         value = getattr(parts, name)
         assert eval(said.group(1), names) == value, name
     assert parts.tower.module is base.vision_model and "find_tower(base.vision_model)" in rows["tower"]
     assert parts.packer is None and not parts.own_towers and parts.injection is None
-    assert all(rows[name].startswith("none") for name in ("packer", "own_towers", "injection"))
+    assert not parts.refusals
+    assert all(rows[name].startswith("none") for name in ("packer", "own_towers", "injection", "refusals"))
     assert SmolVLM().feature_choice(parts, {}).layers == (len(parts.tower.layers),)
 
 
@@ -120,13 +131,17 @@ def test_the_page_names_what_there_is() -> None:
     attributes = {field.name for form in (ImageLayout, VisionTower, ModelParts) for field in fields(form)}
     for owner, name in re.findall(r"`(ImageLayout|VisionTower|ModelParts)\.(\w+)`", PAGE):
         assert name in attributes, f"{owner}.{name}"
-    checks = [named(row[0])[0] for row in table(PAGE, "## 7. Tests")]
+    checks = [named(row[0])[0] for row in table(PAGE, "## 4. Tests")]
     assert set(checks) == {name for name in vars(families) if name.startswith("check_")}
 
 
 def test_the_pages_list_every_family_and_method() -> None:
-    classes = {name for row in table((DOCS / "families.md").read_text(), "## Supported") for name in named(row[1])}
-    assert classes == {family.class_name for family in FAMILIES}
+    families_page = (DOCS / "families.md").read_text()
+    own = table(families_page, "recorded numbers of the released code have files of their own:")
+    assert {name for row in own for name in named(row[1])} == {family.class_name for family in FAMILIES}
+    listed = {named(row[0])[0] for row in table(families_page, "## Supported")}
+    assert listed == {row.class_name for row in known_classes() if row.supported}
+    assert listed >= {family.class_name for family in FAMILIES}
     page = (DOCS / "methods.md").read_text()
     assert {name for row in table(page, "# The methods") for name in named(row[1])} == set(METHODS)
     assert {named(row[0])[0] for row in table(page, "## What each does")} == set(METHODS)

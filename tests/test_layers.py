@@ -22,7 +22,9 @@ LAYERS = (
     {"checkpoints"},
     {"measure", "serving"},
     {"tasks"},
+    {"llava_files"},
     {"view"},
+    {"harness"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.

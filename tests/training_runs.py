@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,9 @@ def new_model() -> Any:
 
 
 def by_hand(model: Any, method: Method, batch: dict[str, Tensor]) -> tuple[oracle.Expected, list[oracle.Row]]:
-    """What the model must return for a batch; the method is attached for it and taken off."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    """What the model must return for a batch, without its loss; the method is attached for it and taken off."""
+    accepted = set(inspect.signature(type(model).forward).parameters) - {"labels"}
+    inputs = {name: value for name, value in batch.items() if name in accepted}
     with attach(model, method) as handle, torch.no_grad():
         encoded = oracle.encode(model, inputs)
         model(**inputs)

@@ -15,7 +15,8 @@ import re
 import sys
 from pathlib import Path
 
-import kept_tables  # noqa: F401  tables have names once their module is imported
+import class_tables  # noqa: F401  tables have names once their module is imported
+import kept_tables  # noqa: F401
 import method_tables  # noqa: F401
 from measured import FOLDER, load
 from measured_tables import TABLES

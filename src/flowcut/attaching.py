@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .errors import UnsupportedModelError
-from .methods import FlowCut, Method
+from .methods import METHODS, FlowCut, Method, make_method
 from .models import ModelFamily, ModelParts, find_parts
 from .models.towers import side
-from .stages.decoder.layers import check_layers
+from .stages.decoder.layers import check_layers, watched_attentions
 from .stages.observing.attention import implementation_of
 from .stages.observing.replicas import check_replica, strip_replica
 from .stages.observing.stage import HANDLE, Stage
@@ -22,11 +22,15 @@ from .stages.tower.batched import BatchedStage
 from .stages.tower.packed import PackedStage
 from .stages.tower.shrinking import check_shrinking
 from .stages.tower.tiles import budget_of_patches
+from .stages.tower.whole import WholeStage
 from .trace import ImageTrace, Trace
 
 __all__ = ["EncoderHandle", "Handle", "attach", "attach_encoder", "detach", "flowcut"]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+STAGES = {"tower": "in the vision tower", "projector": "behind the projector", "decoder": "inside the language model"}
+"""Where methods cut, in words."""
 
 
 Attached = TypeVar("Attached", bound="Attachment")
@@ -96,7 +100,9 @@ class Handle(Attachment):
 
 
 def vision_stage(family: ModelFamily, parts: ModelParts, method: Method, owner: object) -> Stage:
-    """The stage in front of the language model, for towers of either kind."""
+    """The stage in front of the language model, for towers of either kind, or one that stays whole."""
+    if "tower" in parts.refusals:
+        return WholeStage(parts, method)
     if parts.tower.packing is not None:
         return PackedStage(parts, method)
     return BatchedStage(family, parts, method, owner)
@@ -136,6 +142,9 @@ def attach(model: nn.Module, method: Method) -> Handle:
     """
     family, parts = fitting_parts(model, method)
     check_layers(method.decoder_layers(parts.second_cut), len(parts.decoder_layers))
+    text_config: Any = parts.language_model.config
+    for attention in watched_attentions(parts, method):
+        implementation_of(attention, text_config._attn_implementation or "eager")
     make_room(parts)
     return Handle(model, method, family, parts)
 
@@ -170,6 +179,7 @@ def fitting_parts(model: nn.Module, method: Method) -> tuple[ModelFamily, ModelP
             "(model.language_model) may be compiled."
         )
     family, parts = find_parts(model)
+    check_stages(method, parts)
     if method.requires_cls and not parts.tower.prefix:
         raise UnsupportedModelError(
             f"{method.name} ranks patches by the CLS token, and {type(parts.tower.module).__name__} has none. Use a "
@@ -185,7 +195,7 @@ def fitting_parts(model: nn.Module, method: Method) -> tuple[ModelFamily, ModelP
         )
     choice = family.feature_choice(parts, {})
     check_fit(method, parts, choice.visible_prefix)
-    if packing is None:
+    if packing is None and "tower" not in parts.refusals:
         budget_of_patches(method, patches_of(parts) + choice.visible_prefix, choice.visible_prefix)
     for tower in parts.towers:
         for attention in tower.attentions:
@@ -198,6 +208,35 @@ def make_room(parts: ModelParts) -> None:
     previous: Attachment | None = parts.base.__dict__.get(HANDLE)
     if previous is not None:
         previous.detach()
+
+
+def check_stages(method: Method, parts: ModelParts) -> None:
+    """Refuse a method that cuts where this model cannot be cut.
+
+    Raises:
+        UnsupportedModelError: says where, why, and which methods fit.
+    """
+    for stage, place in STAGES.items():
+        if stage in parts.refusals and cuts_at(method, stage, parts.second_cut):
+            fitting = [
+                name
+                for name, other in METHODS.items()
+                if not any(cuts_at(make_method(name, target_num=1), at, parts.second_cut) for at in parts.refusals)
+                and not other.shrinks_picture
+            ]
+            raise UnsupportedModelError(
+                f"{method.name} cuts {place}, and {type(parts.base).__name__} {parts.refusals[stage]}. "
+                f"Methods that cut elsewhere: {', '.join(fitting)}."
+            )
+
+
+def cuts_at(method: Method, stage: str, second_cut: bool) -> bool:
+    """Whether a method cuts at a stage, ``"tower"``, ``"projector"`` or ``"decoder"``."""
+    return {
+        "tower": method.cuts_tower,
+        "projector": method.cuts_projected,
+        "decoder": bool(method.decoder_layers(second_cut)),
+    }[stage]
 
 
 def patches_of(parts: ModelParts) -> int:
@@ -216,7 +255,7 @@ def check_fit(method: Method, parts: ModelParts, visible_prefix: int) -> None:
         return
     config: Any = parts.language_model.config
     limit = config.max_position_embeddings
-    if parts.tower.packing is not None or parts.packer is not None:
+    if parts.tower.packing is not None or parts.packer is not None or "tower" in parts.refusals:
         # Images of any size, in one sequence or in tiles: how many tokens one has is known when it comes.
         if method.target_num > limit:
             raise ValueError(

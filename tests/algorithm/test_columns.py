@@ -86,3 +86,11 @@ def test_positions_begin_again_with_every_sample_of_a_row() -> None:
     nothing_before = torch.zeros(1, dtype=torch.long)
     assert shifted_positions(positions, cut, nothing_before, ~keep, True, starts).tolist() == [[0, 1, 2, 0, 1]]
     assert shifted_positions(positions, cut, nothing_before, ~keep, False, starts).tolist() == [[0, 2, 3, 0, 2]]
+
+
+def test_visual_columns_stay_in_the_padding_unless_they_are_cut() -> None:
+    keep = torch.tensor([[True, True, True, False, True, True], [True, True, True, True, True, True]])
+    mask = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+    visual = torch.tensor([[False, False, True, True, True, False], [False] * 6])
+    assert keep_columns(keep, mask).columns().tolist() == [[0, 1, -1, -1], [0, 1, 2, 3]]
+    assert keep_columns(keep, mask, visual).columns().tolist() == [[0, 1, 2, 4], [0, 1, 2, 3]]

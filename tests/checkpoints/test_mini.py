@@ -60,6 +60,15 @@ def test_without_the_data_package_the_error_says_how_to_install_it(monkeypatch: 
         load_mini()
 
 
+def test_two_models_that_answer_alike_have_one_key_and_others_have_not() -> None:
+    manifest = {"adapters.safetensors": "a", "training.json": "b", "LICENSE-SmolLM2": "c"}
+    key = mini.weights_key(manifest, {"alpha_over_rank": 2, "tower": ["a note"]})
+    noted = {**manifest, "training.json": "x", "LICENSE-SmolLM2": "y"}
+    assert mini.weights_key(noted, {"alpha_over_rank": 2, "tower": []}) == key
+    assert mini.weights_key(manifest, {"alpha_over_rank": 4}) != key
+    assert mini.weights_key({**manifest, "adapters.safetensors": "x"}, {"alpha_over_rank": 2}) != key
+
+
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "cache" / "flowcut-mini-0"
     source.mkdir()

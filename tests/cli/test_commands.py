@@ -21,7 +21,7 @@ from flowcut.methods.settings import settings_of
 
 FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
-COMMANDS = ("compare", "demo", "eval", "methods", "models", "run")
+COMMANDS = ("answer", "compare", "demo", "eval", "export-tasks", "methods", "models", "run", "score")
 HEAVY = {"torch", "torchvision", "transformers", "matplotlib", "numpy", "PIL", "safetensors"}
 
 
@@ -63,7 +63,8 @@ def test_every_command_has_a_file_and_one_new_file_is_a_new_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {command.name for command in app.registered_commands}
-    assert found == set(COMMANDS) and {path.stem for path in FILES} - found == {"__init__", "options", "tables"}
+    files = {path.stem.replace("_", "-") for path in FILES}
+    assert found == set(COMMANDS) and files - found == {"--init--", "options", "tables", "harness-rows"}
     (tmp_path / "say_hello.py").write_text(
         'def say_hello_command(name: str) -> None:\n    """Greet."""\n    print(f"Hello {name}")\n'
     )

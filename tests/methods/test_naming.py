@@ -62,6 +62,7 @@ def test_a_description_names_what_differs_from_the_defaults() -> None:
     method = FlowCut(target_num=64, history=0.7, criteria="relation", positions="original")
     assert describe(method) == "flowcut(history=0.7,criteria=relation,positions=original)"
     assert make_method(describe(method), 64) == method
+    assert make_method(describe(method, budget=True)) == method
     assert describe(FlowCut(target_num=64, history=0.0)) == "flowcut(history=0)"
 
 

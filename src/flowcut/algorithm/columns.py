@@ -21,12 +21,16 @@ class ColumnCut:
         real: ``[B, K]``, false where a column is padding added here (its index is meaningless).
         source_length: L.
         whole: whether every column stays where it was.
+        even: whether every row keeps the same number of columns, so that no padding was added.
+        unpadded: whether it is known that there was none before.
     """
 
     index: Tensor
     real: Tensor
     source_length: int
     whole: bool = False
+    even: bool = False
+    unpadded: bool = False
 
     def take(self, values: Tensor, filler: float = 0) -> Tensor:
         """Rows ``[B, L, ...]`` shortened to ``[B, K, ...]``, with ``filler`` in the padding."""
@@ -42,6 +46,8 @@ class ColumnCut:
             self.real.gather(1, later.index) & later.real,
             self.source_length,
             self.whole and later.whole,
+            self.even and later.even,
+            self.unpadded,
         )
 
     def columns(self) -> Tensor:
@@ -73,34 +79,45 @@ def laid_out(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(1, index).masked_fill(places < 0, 0)
 
 
-def keep_columns(keep: Tensor, attention_mask: Tensor | None) -> ColumnCut:
+def keep_columns(keep: Tensor, attention_mask: Tensor | None, visual: Tensor | None = None) -> ColumnCut:
     """Plan which columns of a batch stay.
 
     Args:
         keep: boolean ``[B, L]``, false for the columns to drop.
         attention_mask: ``[B, L]``, 0 for padding, or ``None``. Leading and trailing padding is dropped and put
             back only as far as the samples' lengths differ.
+        visual: boolean ``[B, L]``, columns that are not dropped as padding: their features must have a place. Some
+            training code writes a picture into the padding, so that its tower runs where a batch has none.
 
     Returns:
         The plan. Samples stand at the left where the batch is padded on the right, else at the right, so that
         the last column stays the last token of every sample.
     """
-    chosen = keep
-    on_the_right = False
+    chosen, unpadded, ends_full = keep, True, True
+    known = list(keep.sum(dim=1).aminmax())
     if attention_mask is not None:
         attended = attention_mask.to(device=keep.device, dtype=torch.bool)
+        known += [attended.all(), attended[:, -1].all()]
+    # Asked for together, since the host waits for the device once for each question.
+    narrowest, width, *padding = torch.stack(known).tolist()
+    if attention_mask is not None:
+        unpadded, ends_full = map(bool, padding)
+    if not unpadded:
         from_left = attended.cumsum(dim=1) > 0
         from_right = attended.flip(1).cumsum(dim=1).flip(1) > 0
-        chosen = keep & from_left & from_right
-        on_the_right = not bool(attended[:, -1].all())
-    width = int(chosen.sum(dim=1).max())
+        inside = from_left & from_right
+        chosen = keep & (inside if visual is None else inside | visual)
+        narrowest, width = torch.stack(chosen.sum(dim=1).aminmax()).tolist()
+    on_the_right = not ends_full
     order = chosen.to(torch.uint8) if not on_the_right else (~chosen).to(torch.uint8)
     columns = order.sort(dim=1, stable=True).indices
     index = columns[:, :width] if on_the_right else columns[:, columns.shape[1] - width :]
-    return ColumnCut(index, chosen.gather(1, index), keep.shape[1])
+    even = narrowest == width
+    real = torch.ones_like(index, dtype=torch.bool) if even else chosen.gather(1, index)
+    return ColumnCut(index, real, keep.shape[1], even=even, unpadded=unpadded)
 
 
-def all_columns(keep: Tensor) -> ColumnCut:
-    """The plan for a batch ``[B, L]`` that loses nothing, padding included."""
+def all_columns(keep: Tensor, unpadded: bool = False) -> ColumnCut:
+    """The plan for a batch ``[B, L]`` that loses nothing, padding included; ``unpadded`` where there is none."""
     index = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
-    return ColumnCut(index, torch.ones_like(keep), keep.shape[1], whole=True)
+    return ColumnCut(index, torch.ones_like(keep), keep.shape[1], whole=True, even=True, unpadded=unpadded)

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..errors import FlowCutError, UnsupportedModelError
 from ..inputs.pictures import first_line
-from ..models import FAMILIES, supported_classes
+from ..models import REFUSED, supported_classes
 from .llava import is_original_llava, load_llava
 from .memory import optional_file, read_memory
 from .mini import MINI, mini_folder
@@ -185,9 +185,10 @@ def check_family(path_or_id: str, config: dict[str, Any]) -> None:
     """
     model_type = config.get("model_type")
     class_name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(str(model_type))
-    if class_name not in {family.class_name for family in FAMILIES}:
+    if class_name is None or class_name in REFUSED:
+        reason = REFUSED.get(str(class_name), "it is no image-text-to-text class of the installed transformers")
         raise UnsupportedModelError(
-            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support. "
+            f"{path_or_id} is a model of type {model_type!r}, which flowcut does not support: {reason}. "
             f"Supported: {supported_classes()}."
         )
 

@@ -26,6 +26,7 @@ INSTALL = "pip install ./packages/flowcut-mini"
 
 _PACKAGE = "flowcut_mini"
 _CONVERSION = 1  # raised when the conversion changes, so that older cached checkpoints are not used
+_NOTES = ("training.json", "LICENSE-SmolLM2")
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -64,21 +65,35 @@ def mini_folder(*, progress: Progress | None = None) -> Path:
     """The folder with flowcut-mini as a Hugging Face checkpoint; written where it is not there yet.
 
     It lies below the folder in ``FLOWCUT_CACHE``, else below ``flowcut`` in ``XDG_CACHE_HOME`` or ``~/.cache``, under
-    a name that depends on the shipped files.
+    a name that depends on the shipped files, see :func:`weights_key`.
 
     Raises:
         FlowCutError: the data package is not installed.
     """
     source = package_folder()
-    manifest = (source / "manifest.json").read_bytes()
-    key = hashlib.sha256(manifest + str(_CONVERSION).encode()).hexdigest()[:16]
-    target = cache_folder() / f"{MINI}-{key}"
+    manifest = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
+    training = json.loads((source / "training.json").read_text(encoding="utf-8"))
+    target = cache_folder() / f"{MINI}-{weights_key(manifest, training)}"
     if not target.is_dir():
         if progress is None:
             with_bar(lambda report: write_checkpoint(source, target, report))
         else:
             write_checkpoint(source, target, progress)
     return target
+
+
+def weights_key(manifest: dict[str, str], training: dict[str, Any]) -> str:
+    """What tells one flowcut-mini from another: two with the same key answer alike.
+
+    Notes on how it was trained and licences do not count; of the training only the scale of the adapters does.
+
+    Args:
+        manifest: the SHA-256 of every shipped file.
+        training: ``training.json``.
+    """
+    decisive = {name: digest for name, digest in manifest.items() if name not in _NOTES}
+    described = json.dumps([decisive, training["alpha_over_rank"], _CONVERSION], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def mini_installed() -> bool:

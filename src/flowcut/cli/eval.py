@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .harness_rows import check_harness_only, check_harness_options, checkpoint_of, run_harness_rows
 from .options import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -74,17 +75,60 @@ def eval_command(
         typer.Option(min=1, help="So many questions of each task, of as few scenes.", show_default=False),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for rows, tables and figure.")] = Path("runs/eval"),
+    efficiency: Annotated[
+        int, typer.Option(min=0, help="Questions of the efficiency report, each also answered uncut; 0 for no report.")
+    ] = 4,
+    harness: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="lmms-eval: run that harness's tasks, given with --tasks.", show_default=False),
+    ] = None,
+    wrapped: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The harness's own class, such as llava_hf; by default ours.", show_default=False),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a row's questions (harness).")] = 1,
+    include_path: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder with tasks of your own (harness).", show_default=False),
+    ] = None,
+    model_args: Annotated[str, typer.Option(help="More arguments for the harness's class: NAME=VALUE,...")] = "",
+    force_simple: Annotated[
+        bool, typer.Option("--force-simple", help="The harness's simple requests; multiple choice needs them.")
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure accuracy and costs on the built-in tasks.
+    """Measure accuracy and costs on the built-in tasks, or on those of lmms-eval.
 
     Finished rows in the output folder are not measured again, and its tables show all that were measured on the same
     questions. Several processes may share a folder, each with methods of its own.
     """
     errors = Console(stderr=True)
     with user_errors():
+        if harness is not None:
+            from ..harness.rows import HarnessSettings, plan_harness_rows
+
+            given = {"--split": split_name != "test-v1", "--positions": positions, "--per-task": per_task}
+            check_harness_options(harness, tasks, [name for name, value in given.items() if value])
+            common = HarnessSettings(
+                model=checkpoint_of(model, errors),
+                tasks=tuple(names_in(tasks)),
+                wrapped=wrapped,
+                batch_size=batch_size,
+                limit=limit,
+                device=device,
+                dtype=dtype,
+                include_path=None if include_path is None else str(include_path.absolute()),
+                model_args=model_args,
+                force_simple=force_simple,
+                pairs=efficiency > 0,
+            )
+            methods, budgets = rows_wanted(method, target_num, recalled(model, errors))
+            harness_rows = plan_harness_rows(methods, budgets, common)
+            run_harness_rows(harness_rows, output, processes, errors, as_json=as_json)
+            return
+        check_harness_only(wrapped, processes, include_path, model_args, force_simple)
         if model == DEFAULT_MODEL:
             prepare_mini(errors)
         with quiet_libraries(errors):
@@ -92,8 +136,10 @@ def eval_command(
                 quiet_transformers()
                 from ..checkpoints.loading import load_model
                 from ..tasks import TASKS, load_split
+                from ..tasks.efficiency import efficiency_reports
                 from ..tasks.evaluation import choose_questions
                 from ..tasks.rows import RowFile
+                from ..view.efficiency import save_efficiency
                 from ..view.report import cells_of, figures_of, header_of, save_report, uncut_of
 
                 memory = recalled(model, errors)
@@ -117,6 +163,11 @@ def eval_command(
             rows = measure(loaded, plans, asked, identity, store, batch_size, errors)
             store.arrange(identity, plans)
             paths = save_report(output, identity, store.table(identity))
+            if efficiency:
+                with progress_bar(errors) as bar:
+                    advance = bar.track(plans, description="efficiency: rows")
+                    reports = efficiency_reports(loaded, advance, asked, identity, output, efficiency)
+                paths.append(save_efficiency(output, reports))
         uncut = uncut_of(rows)
         if as_json:
             typer.echo(json.dumps({**identity, "rows": [figures_of(row, uncut) for row in rows]}))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +36,9 @@ def load_image(path: str | Path) -> Image.Image:
             has no range: its values are all equal, NaN or infinite.
         PermissionError: it may not be read.
     """
-    check_file(path, "image")
-    try:
-        # Between Pillow's warning and its limit, pictures are large, but read as any other.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)
-                tags = dict(getattr(image, "tag_v2", {}))
-    except PermissionError as error:
-        raise PermissionError(f"{path} may not be read: permission denied.") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image in a format that can be read.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large: {too_large(error)}") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is a broken image: {first_line(error)}") from error
+    with readable(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        tags = dict(getattr(image, "tag_v2", {}))
     if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
         return to_8_bits(upright, tags, path).convert("RGB")
     try:
@@ -57,6 +47,36 @@ def load_image(path: str | Path) -> Image.Image:
         return upright.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{path} has colours of a kind that cannot be read ({upright.mode}).") from error
+
+
+@contextmanager
+def readable(source: str | Path | BytesIO, name: str | None = None) -> Iterator[Image.Image]:
+    """The picture in a file while the block runs, as Pillow opens it; its pixels are read inside the block.
+
+    Args:
+        source: a file, or its bytes.
+        name: what messages call it; by default the path.
+
+    Raises:
+        FileNotFoundError, ValueError, PermissionError: see :func:`load_image`.
+    """
+    name = str(source) if name is None else name
+    if not isinstance(source, BytesIO):
+        check_file(source, "image")
+    try:
+        # Between Pillow's warning and its limit, pictures are large, but read as any other.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                yield image
+    except PermissionError as error:
+        raise PermissionError(f"{name} may not be read: permission denied.") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not an image in a format that can be read.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large: {too_large(error)}") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is a broken image: {first_line(error)}") from error
 
 
 def over_white(image: Image.Image) -> Image.Image:

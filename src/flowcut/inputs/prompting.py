@@ -9,6 +9,9 @@ from PIL import Image
 
 from .clips import Clip
 
+TEXT = "text"
+"""The kind of a question that is about no image."""
+
 
 def checked_question(question: str, kind: str = "image") -> str:
     """The question without the space around it.
@@ -31,25 +34,27 @@ def checked_question(question: str, kind: str = "image") -> str:
 
 
 def build_prompt(processor: Any, question: str, kind: str = "image") -> str:
-    """The prompt for one image or video and one question.
+    """The prompt for one question, as a rule about one image or video.
 
     Args:
         processor: a Hugging Face processor. Its chat template is used where it has one; without one the
             prompt takes LLaVA-1.5's form, ``USER: <image>\\n... ASSISTANT:``.
         question: what the user asks.
-        kind: ``"image"`` or ``"video"``.
+        kind: ``"image"`` or ``"video"``, or ``"text"`` for a question about neither.
 
     Returns:
-        The text, with one placeholder that the processor will expand.
+        The text, with one placeholder that the processor will expand, but for ``"text"``.
 
     Raises:
         ValueError: see :func:`checked_question`.
     """
     question = checked_question(question, kind)
     if getattr(processor, "chat_template", None):
-        content = [{"type": kind}, {"type": "text", "text": question}]
+        content = [*([] if kind == TEXT else [{"type": kind}]), {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if kind == TEXT:
+        return f"USER: {question} ASSISTANT:"
     token = getattr(processor, f"{kind}_token", f"<{kind}>")
     return f"USER: {token}\n{question} ASSISTANT:"
 
@@ -84,12 +89,25 @@ def model_inputs(processor: Any, visual: Image.Image | Clip, question: str) -> A
 
 def many_inputs(processor: Any, image: Image.Image, questions: Sequence[str]) -> Any:
     """The same for several questions about one image: one sample each, padded on the left."""
+    return batch_inputs(processor, [image] * len(questions), questions)
+
+
+def batch_inputs(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+    """The same for several questions, each about an image of its own."""
     prompts = [build_prompt(processor, question) for question in questions]
     special = adds_special_tokens(processor, prompts[0])
     padding = {"padding": True, "padding_side": "left"} if len(prompts) > 1 else {}
-    images = [[image] for _ in prompts] if len(prompts) > 1 else image
+    pictures = [[image] for image in images] if len(prompts) > 1 else images[0]
     text = prompts if len(prompts) > 1 else prompts[0]
-    return processor(images=images, text=text, return_tensors="pt", add_special_tokens=special, **padding)
+    return processor(images=pictures, text=text, return_tensors="pt", add_special_tokens=special, **padding)
+
+
+def text_inputs(processor: Any, questions: Sequence[str]) -> Any:
+    """The same for questions without an image."""
+    prompts = [build_prompt(processor, question, TEXT) for question in questions]
+    special = adds_special_tokens(processor, prompts[0])
+    padding = {"padding": True, "padding_side": "left"} if len(prompts) > 1 else {}
+    return processor.tokenizer(prompts, return_tensors="pt", add_special_tokens=special, **padding)
 
 
 def adds_special_tokens(processor: Any, prompt: str) -> bool:

@@ -6,30 +6,48 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ModelFamily, ModelParts, VisionTower
+from .general import General
 from .idefics3 import Idefics3, SmolVLM
 from .internvl import InternVL
 from .llava import Llava
 from .llava_next import LlavaNext
+from .llava_next_video import LlavaNextVideo
 from .llava_onevision import LlavaOnevision
 from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
-from .qwen3_vl import Qwen3VL
+from .qwen3_vl import Qwen3VL, Qwen3VLMoe
+from .refused import REFUSED
 from .video_llava import VideoLlava
 
 FAMILIES: tuple[ModelFamily, ...] = (
     Llava(),
     LlavaNext(),
+    LlavaNextVideo(),
     VideoLlava(),
     Qwen2VL(),
     Qwen25VL(),
     Qwen3VL(),
+    Qwen3VLMoe(),
     LlavaOnevision(),
     Idefics3(),
     SmolVLM(),
     InternVL(),
 )
 
-__all__ = ["FAMILIES", "FeatureChoice", "ModelFamily", "ModelParts", "VisionTower", "find_parts", "supported_classes"]
+GENERAL = General()
+"""What takes care of every class that keeps transformers' contract and has no family of its own."""
+
+__all__ = [
+    "FAMILIES",
+    "GENERAL",
+    "REFUSED",
+    "FeatureChoice",
+    "ModelFamily",
+    "ModelParts",
+    "VisionTower",
+    "find_parts",
+    "supported_classes",
+]
 
 
 def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
@@ -44,10 +62,15 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
             "Load one first, such as LlavaForConditionalGeneration.from_pretrained(...). "
             f"Supported: {supported_classes()}."
         )
+    if type(model).__name__ in REFUSED:
+        reason = REFUSED[type(model).__name__]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not supported: {reason}. Supported: {supported_classes()}."
+        )
     found = [
         (family, path, module)
         for path, module in model.named_modules()
-        if (family := next((family for family in FAMILIES if family.is_base(module)), None)) is not None
+        if (family := next((family for family in (*FAMILIES, GENERAL) if family.is_base(module)), None)) is not None
     ]
     if not found:
         raise UnsupportedModelError(
@@ -68,7 +91,8 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
 
 def supported_classes() -> str:
     """The supported classes with the names of their families, for error messages."""
-    return ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
+    named = ", ".join(f"{family.class_name} ({family.name})" for family in FAMILIES)
+    return f"{named}, and {GENERAL.class_name} (flowcut models lists them)"
 
 
 def shortened(value: object, width: int = 60) -> str:

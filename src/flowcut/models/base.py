@@ -91,6 +91,9 @@ class ModelParts:
             the picture.
         injection: the language model's method that adds the tower's intermediate features to the hidden states behind
             one of its layers, called with those states, a mask of the visual tokens, and the features.
+        first_position: the position of a prompt's first token.
+        refusals: the stages at which nothing can be cut, ``"tower"``, ``"projector"`` or ``"decoder"``, and why: the
+            end of a sentence that begins with the model's name.
     """
 
     family: str
@@ -108,6 +111,8 @@ class ModelParts:
     shuffle: tuple[nn.Module, str] | None = None
     grid_positions: bool = False
     injection: str | None = None
+    first_position: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
 
     def tower_of(self, modality: str) -> VisionTower:
         """The tower that encodes ``modality``."""
@@ -147,6 +152,8 @@ class ImageLayout:
         blend: where the tokens of the whole image are interpolated from patches of several tiles: int64 ``[visual
             tokens, 4]``, the patches in every token, and float ``[visual tokens, 4]``, their weights. The tower then
             stays whole and tokens are cut behind it; ``tokens`` names the nearest patch of each.
+        spread: whether the projector sees what is left of a picture at its uncut place, among zeros; it then works on
+            all of its tokens, and those that were cut are left out behind it.
         blocked: why patches cannot be cut in the tower, where that is so, else empty.
         handed_out: what one entry of the features is that ``get_image_features`` and its like hand out: all of an image
             (or video), a row of the tower's batch, or all images of a sample.
@@ -159,6 +166,7 @@ class ImageLayout:
     order: Tensor | None = None
     pooled: Tensor | None = None
     blend: tuple[Tensor, Tensor] | None = None
+    spread: bool = False
     blocked: str = ""
     handed_out: Literal["image", "row", "sample"] = "image"
 

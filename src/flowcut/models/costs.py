@@ -1,11 +1,13 @@
 """FLOPs, counted analytically; one multiply-add is two FLOPs, as in ``torch.utils.flop_counter``.
 
-* linear maps: ``2 * in * out`` for each token and each ``nn.Linear``;
+* linear maps: ``2 * in * out`` for each token and each ``nn.Linear``; of experts, those that a token takes;
 * attention of n queries on n keys: ``4 * n * n * width`` (scores and weighted sum; causal masks are not halved);
+* linear attention (gated delta rule): see :func:`recurrent_flops`;
 * in a vision layer that cuts, the output projection and the MLP work on the tokens that go on (in Qwen's towers the
   MLP alone); attention is counted for all queries, though only those tokens' are computed where there is no padding;
 * attention within frames or windows (Qwen's towers): n * n is the sum over them;
-* patch embedding: ``2 * in_channels * patch^2 * width`` for each patch.
+* patch embedding: ``2 * in_channels * patch^2 * width`` for each patch;
+* a vision tower that is not taken apart, with its projector: counted by torch, see ``stages/tower/whole.py``.
 
 Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, the language model's
 head and the scoring itself (the global token's row, below 0.1%) are not counted either.
@@ -36,9 +38,82 @@ class Flops:
         return self.tower + self.projector + self.prefill
 
 
-def linear_flops(module: nn.Module) -> int:
-    """FLOPs for one token through every ``nn.Linear`` in ``module``."""
-    return sum(2 * part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
+def linear_flops(module: nn.Module, experts: int = 1) -> int:
+    """FLOPs for one token through every linear map in ``module``.
+
+    Args:
+        module: any module. Convolutions count once for each position of their output.
+        experts: how many experts a token takes, of those whose weights lie in one tensor ``[experts, out, in]``.
+    """
+    total = 0
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            # Quantised weights have another shape.
+            total += 2 * part.in_features * part.out_features
+            continue
+        for name, weight in part.named_parameters(recurse=False):
+            if isinstance(part, (nn.Conv1d, nn.Conv2d)):
+                total += 2 * weight.numel() if name == "weight" else 0
+            elif weight.dim() == 3:
+                total += 2 * weight.numel() // len(weight) * experts
+            elif weight.dim() == 2 and name.endswith("weight") and not isinstance(part, nn.Embedding):
+                total += 2 * weight.numel()
+    return total
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one decoder layer costs.
+
+    Attributes:
+        linear: FLOPs of its linear maps for one token.
+        width: ``4 * width`` FLOPs for every pair of tokens in its attention; 0 where it does not attend.
+        recurrent: FLOPs of its linear attention for one token, padded to whole chunks; 0 where it has none.
+    """
+
+    linear: int
+    width: int
+    recurrent: int = 0
+
+    def of(self, tokens: int) -> int:
+        """FLOPs for so many tokens."""
+        padded = -(-tokens // CHUNK) * CHUNK
+        return tokens * self.linear + 4 * tokens * tokens * self.width + padded * self.recurrent
+
+
+CHUNK = 64
+"""Tokens in a chunk of linear attention."""
+
+EXPERTS = ("num_experts_per_tok", "moe_topk", "moe_k")
+"""Names under which configs hold how many experts a token takes."""
+
+
+def layer_cost(layer: nn.Module, config: Any) -> LayerCost:
+    """What a decoder layer costs, from its modules and the language model's config."""
+    taken = next((int(getattr(config, name)) for name in EXPERTS if getattr(config, name, None)), 1)
+    linear = linear_flops(layer, taken)
+    attention: Any = getattr(layer, "self_attn", None)
+    if attention is None:
+        return LayerCost(linear, 0, recurrent_flops(getattr(layer, "linear_attn", None)))
+    own: Any = getattr(attention, "config", config)
+    heads = own.num_attention_heads
+    size = getattr(attention, "head_dim", None) or getattr(own, "head_dim", None) or own.hidden_size // heads
+    keys = getattr(attention, "qk_head_dim", None) or size
+    values = getattr(attention, "v_head_dim", None) or size
+    return LayerCost(linear, heads * (keys + values) // 2)
+
+
+def recurrent_flops(module: Any) -> int:
+    """FLOPs of a gated delta rule for one token, in chunks of C; 0 where ``module`` is none.
+
+    For each head with keys of size k and values of size v: six products of a token with the C keys of its chunk's
+    tokens or with a k x v state (``6 C k + 4 C v + 6 k v``, as transformers computes it without kernels of its own).
+    """
+    if module is None or not hasattr(module, "head_k_dim"):
+        return 0
+    keys, values = module.head_k_dim, module.head_v_dim
+    each: int = 6 * CHUNK * keys + 4 * CHUNK * values + 6 * keys * values
+    return int(module.num_v_heads) * each
 
 
 @dataclass(frozen=True)
@@ -52,33 +127,28 @@ class ModelCosts:
     tower_outer_linear: int
     tower_width: int
     projector_linear: int
-    decoder_layers: int
-    decoder_linear: int
-    decoder_width: int
+    decoder: tuple[LayerCost, ...]
 
     @classmethod
     def of(cls, parts: ModelParts) -> ModelCosts:
         """Read the costs off a model's modules and configs."""
         tower: Any = parts.tower.config
         text: Any = parts.language_model.config
-        heads = text.num_attention_heads
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
         packing = parts.tower.packing
-        width = packing.width if packing else tower.hidden_size
-        values = packing.values if packing else tower.num_channels * parts.tower.patch_size**2
+        whole = not parts.tower.layers
+        width = 0 if whole else packing.width if packing else tower.hidden_size
+        values = 0 if whole else packing.values if packing else tower.num_channels * parts.tower.patch_size**2
         mergers = [parts.projector, *(packing.deepstack if packing else ())]
-        projection = 0 if packing else linear_flops(parts.tower.projections[0])
+        projection = 0 if packing or whole else linear_flops(parts.tower.projections[0])
         return cls(
             patch_embedding=2 * values * width,
             tower_prefix=parts.tower.prefix,
             tower_layers=len(parts.tower.layers),
-            tower_inner_linear=linear_flops(parts.tower.attentions[0]) - projection,
-            tower_outer_linear=linear_flops(parts.tower.mlps[0]) + projection,
+            tower_inner_linear=0 if whole else linear_flops(parts.tower.attentions[0]) - projection,
+            tower_outer_linear=0 if whole else linear_flops(parts.tower.mlps[0]) + projection,
             tower_width=width,
             projector_linear=sum(linear_flops(merger) for merger in mergers),
-            decoder_layers=len(parts.decoder_layers),
-            decoder_linear=linear_flops(parts.decoder_layers[0]),
-            decoder_width=heads * head_size,
+            decoder=tuple(layer_cost(layer, text) for layer in parts.decoder_layers),
         )
 
     def tower(
@@ -112,11 +182,6 @@ class ModelCosts:
         """``tokens`` visual tokens through the projector."""
         return tokens * self.projector_linear
 
-    def decoder(self, layers: int, tokens: int) -> int:
-        """A prompt of ``tokens`` tokens through ``layers`` decoder layers."""
-        return layers * layer_flops(tokens, self.decoder_linear, self.decoder_width)
-
-
-def layer_flops(tokens: int, linear: int, width: int) -> int:
-    """Linear maps and attention on ``tokens`` tokens."""
-    return tokens * linear + 4 * tokens * tokens * width
+    def prefill(self, first: int, behind: int, tokens: int) -> int:
+        """A prompt of ``tokens`` tokens through the decoder layers from ``first`` to the one before ``behind``."""
+        return sum(layer.of(tokens) for layer in self.decoder[first:behind])

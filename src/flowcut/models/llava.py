@@ -9,6 +9,7 @@ from transformers import LlavaModel
 
 from ..errors import UnsupportedModelError
 from .base import MODALITY, FeatureChoice, ModelFamily, ModelParts
+from .readings import layers_read
 from .towers import LAYOUTS, find_tower
 
 
@@ -42,13 +43,7 @@ class Llava(ModelFamily):
         layers = options.get("vision_feature_layer")
         layers = config.vision_feature_layer if layers is None else layers
         strategy = options.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
-        states = len(tower.layers) + 1
-        positive = tuple(layer % states for layer in ([layers] if isinstance(layers, int) else layers))
-        if max(positive) < 2:
-            raise UnsupportedModelError(
-                f"vision_feature_layer={layers} reads the tower before its second layer, where nothing can be cut yet; "
-                "a cut needs a feature layer of at least 2."
-            )
+        positive = layers_read(tower, layers)
         dropped = 1 if strategy == "default" else 0
         if dropped > tower.prefix:
             raise UnsupportedModelError(

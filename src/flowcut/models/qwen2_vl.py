@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import Qwen2VLModel
 
-from .base import FeatureChoice, ModelFamily, ModelParts, Packing, VisionTower
+from ..errors import UnsupportedModelError
+from .base import FeatureChoice, ModelFamily, ModelParts
+from .packed_towers import PACKED, find_packed_tower
 
 
 class Qwen2VL(ModelFamily):
@@ -23,29 +25,25 @@ class Qwen2VL(ModelFamily):
     hub_ids: ClassVar[tuple[str, ...]] = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct")
     videos: ClassVar[bool] = True
     towers: ClassVar[tuple[str, ...]] = ("qwen2_vl_vision",)
+    base_class: ClassVar[type[nn.Module]] = Qwen2VLModel
 
     def is_base(self, module: nn.Module) -> bool:
-        return isinstance(module, Qwen2VLModel)
+        return isinstance(module, self.base_class)
 
     def parts(self, base: nn.Module, top: nn.Module) -> ModelParts:
         model: Any = base
-        visual = model.visual
-        blocks = tuple(visual.blocks)
+        found = find_packed_tower(model.visual)
+        if found is None:
+            raise UnsupportedModelError(
+                f"The vision tower {type(model.visual).__name__} is not known; known are: {', '.join(PACKED)}."
+            )
+        tower, projector = found
         return ModelParts(
             family=self.name,
             top=top,
             base=base,
-            tower=VisionTower(
-                module=visual,
-                layers=blocks,
-                attentions=tuple(block.attn for block in blocks),
-                projections=tuple(block.attn.proj for block in blocks),
-                mlps=tuple(block.mlp for block in blocks),
-                prefix=0,
-                patch_size=visual.config.patch_size,
-                packing=self.packing(visual),
-            ),
-            projector=visual.merger,
+            tower=tower,
+            projector=projector,
             language_model=model.language_model,
             decoder_layers=tuple(model.language_model.layers),
             placeholders={"image": model.config.image_token_id, "video": model.config.video_token_id},
@@ -53,21 +51,5 @@ class Qwen2VL(ModelFamily):
             grid_positions=True,
         )
 
-    def packing(self, visual: Any) -> Packing:
-        """How the tower ``visual`` packs its images."""
-        return Packing(
-            merger=visual.merger,
-            group=visual.config.spatial_merge_size**2,
-            encoders={"image": "get_image_features", "video": "get_video_features"},
-            order=in_order,
-            width=visual.patch_embed.embed_dim,
-            values=visual.patch_embed.proj.weight[0].numel(),
-        )
-
     def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
         return FeatureChoice((len(parts.tower.layers),), 0)
-
-
-def in_order(grids: Tensor, options: dict[str, Any]) -> Tensor | None:
-    """The order of a tower that does not permute its groups."""
-    return None

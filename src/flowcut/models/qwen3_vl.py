@@ -7,28 +7,34 @@ a prompt the frames of a video stand apart, with timestamps between them; its bu
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
-from transformers import Qwen3VLModel
+from transformers import Qwen3VLModel, Qwen3VLMoeModel
 
-from .base import ModelParts, Packing
+from .base import ModelParts
+from .decoders import INJECTION
 from .qwen2_vl import Qwen2VL
 
 
 class Qwen3VL(Qwen2VL):
-    """The parts of Qwen2-VL, and where intermediate features leave the tower and enter the decoder."""
+    """The parts of Qwen2-VL, and where intermediate features enter the decoder."""
 
     name: ClassVar[str] = "qwen3_vl"
     class_name: ClassVar[str] = "Qwen3VLForConditionalGeneration"
     hub_ids: ClassVar[tuple[str, ...]] = ("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-8B-Instruct")
     towers: ClassVar[tuple[str, ...]] = ("qwen3_vl_vision",)
-
-    def is_base(self, module: nn.Module) -> bool:
-        return isinstance(module, Qwen3VLModel)
+    base_class: ClassVar[type[nn.Module]] = Qwen3VLModel
 
     def parts(self, base: nn.Module, top: nn.Module) -> ModelParts:
-        return ModelParts(**{**vars(super().parts(base, top)), "injection": "_deepstack_process"})
+        return ModelParts(**{**vars(super().parts(base, top)), "injection": INJECTION})
 
-    def packing(self, visual: Any) -> Packing:
-        return Packing(**{**vars(super().packing(visual)), "deepstack": tuple(visual.deepstack_merger_list)})
+
+class Qwen3VLMoe(Qwen3VL):
+    """The same with a mixture of experts in the decoder."""
+
+    name: ClassVar[str] = "qwen3_vl_moe"
+    class_name: ClassVar[str] = "Qwen3VLMoeForConditionalGeneration"
+    hub_ids: ClassVar[tuple[str, ...]] = ("Qwen/Qwen3-VL-30B-A3B-Instruct",)
+    towers: ClassVar[tuple[str, ...]] = ("qwen3_vl_moe_vision",)
+    base_class: ClassVar[type[nn.Module]] = Qwen3VLMoeModel

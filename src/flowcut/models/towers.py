@@ -33,6 +33,8 @@ LAYOUTS: dict[str, TowerLayout] = {
     "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 0),
     "idefics3_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
     "smolvlm_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
+    "janus_vision_model": TowerLayout("encoder.layers", "self_attn", "projection_layer", 0),
+    "qianfan_ocr_vision": TowerLayout("layers", "attention", "projection_layer", 1),
     "internvl_vision": TowerLayout("encoder.layer", "attention", "projection_layer", 1, keywords=False),
 }
 

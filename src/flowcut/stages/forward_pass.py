@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..trace import ImageTrace, Stretch
+from ..trace import CacheState, ImageTrace, Stretch
 from .observing.overrides import Override
 
 PART_KEYWORD = "flowcut_part"
@@ -51,6 +51,7 @@ class ForwardPass:
         recounted: the cache of a prefill that tells its uncut length until the model is called, else ``None``.
         stretches: the columns that each run of decoder layers sees, once the prompts passed the gate; empty where it
             let them pass untouched.
+        after: where nothing is left to be dropped, the states that the pass leaves on its cache.
         decoder: the language model, where something is cut inside it.
         outputs: what the base model put out, as the head behind it needs to know it, where something was cut.
         module: the module whose call began the pass and will end it; ``None`` before that call.
@@ -62,7 +63,8 @@ class ForwardPass:
     images: list[ImageTrace] = field(default_factory=list)
     recounted: Override | None = None
     stretches: list[Stretch] = field(default_factory=list)
-    decoder: Part | None = None
+    after: tuple[CacheState, ...] = ()
+    decoder: Any = None
     outputs: Any = None
     module: nn.Module | None = None
     announced: nn.Module | None = None
@@ -132,5 +134,8 @@ def run_layer(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The forward of a watched layer: what runs inside finds its part, and the keyword goes no further."""
     part = part_in(kwargs)
     kwargs.pop(PART_KEYWORD, None)
+    if part is None:
+        # As in a step of decoding, which may be compiled.
+        return original(*args, **kwargs)
     with running(part):
         return original(*args, **kwargs)

@@ -14,8 +14,8 @@ from .metrics import NORMAL_QUANTILE, right
 from .rows import Identity, Row
 from .split import TASKS, TaskQuestion, load_split
 
-Hits = Mapping[str, Sequence[bool]]
-"""For every task, whether each question was answered rightly, in the order of the questions."""
+Hits = Mapping[str, Sequence[float]]
+"""For every task, whether each question was answered rightly (or its score), in the order of the questions."""
 
 
 @dataclass(frozen=True)

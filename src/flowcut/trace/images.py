@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ class TileTrace:
     @property
     def tokens_into_layer(self) -> list[int]:
         """Tokens entering every vision layer that ran."""
+        if not self.tokens_after_layer:
+            return []
         alive_at_first = self.tokens_embedded + self.tokens_after_layer[-1] - (len(self.kept) + self.spare) * self.unit
         return [alive_at_first, *self.tokens_after_layer][: self.layers_run]
 
@@ -85,6 +88,7 @@ class ImageTrace:
         target: how many may stay in the end, after cuts inside the language model.
         chosen: where tokens were cut behind the projector, or are interpolated between patches, the places in ``grid``
             of those that stayed (the nearest patches), sorted.
+        counted: where the tower was not taken apart, gives its FLOPs for this image, its projector's included.
     """
 
     tiles: tuple[TileTrace, ...]
@@ -93,6 +97,12 @@ class ImageTrace:
     visual_tokens: int
     target: int
     chosen: Tensor | None = None
+    counted: Callable[[], int] | None = None
+
+    @property
+    def counted_flops(self) -> int:
+        """FLOPs of a tower and projector that were not taken apart; 0 of others, which have formulas."""
+        return 0 if self.counted is None else self.counted()
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -119,7 +129,7 @@ class ImageTrace:
     @property
     def projected_now(self) -> int:
         """Tokens that went through the projector."""
-        if self.layout.pooled is not None:
+        if self.layout.pooled is not None or self.layout.spread:
             return self.projected
         spare = sum(tile.spare for tile in self.tiles)
         if self.chosen is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -14,27 +14,8 @@ from ..algorithm.columns import ColumnCut
 from ..algorithm.positions import shifted_positions
 from ..methods.views import Recycled
 from ..models.costs import Flops, ModelCosts
+from .cache_state import CacheState
 from .images import ImageTrace
-
-
-@dataclass(frozen=True)
-class CacheState:
-    """How the columns of a cut cache relate to the uncut sequence.
-
-    Attributes:
-        attention_mask: ``[B, cached]``, 1 for real tokens.
-        removed: ``[B]``, columns that each sample lost.
-        uncut_length: columns that the caller believes to be cached.
-    """
-
-    attention_mask: Tensor
-    removed: Tensor
-    uncut_length: int
-
-    def cropped(self, excess: int) -> CacheState:
-        """The state after the last ``excess`` entries were cropped off the cache (assisted decoding does that)."""
-        kept = self.attention_mask[:, : self.attention_mask.shape[1] - excess]
-        return replace(self, attention_mask=kept, uncut_length=self.uncut_length - excess)
 
 
 @dataclass(frozen=True)
@@ -49,6 +30,7 @@ class Stretch:
         removed: ``[B]``, columns that each sample lost in this pass.
         recycled: which tokens of the stretch before were merged into columns of this one.
         image: ``[B, S]``, image of each visual token, -1 for text.
+        full: whether it is known that there is no padding among them and those cached before.
     """
 
     before: CacheState
@@ -58,17 +40,30 @@ class Stretch:
     removed: Tensor
     image: Tensor
     recycled: tuple[Recycled, ...] = ()
+    full: bool = False
 
-    @property
+    @cached_property
     def attended(self) -> Tensor:
         """``[B, cached + S]``, the attention mask of these layers."""
+        if not self.before.cached:
+            return self.new_mask
         return torch.cat([self.before.attention_mask.to(self.new_mask), self.new_mask], dim=1)
+
+    def needed_mask(self, in_order: bool) -> Tensor | None:
+        """The same, or ``None`` where there is no padding to be masked.
+
+        Args:
+            in_order: whether the positions have no gaps. Where they have and there is no mask, transformers takes the
+                gaps for seams between samples.
+        """
+        return None if self.full and in_order else self.attended
 
     @property
     def after(self) -> CacheState:
         """The state of these layers' cache after this pass."""
         uncut_length = self.before.uncut_length + self.cut.source_length
-        return CacheState(self.attended, self.before.removed + self.removed, uncut_length)
+        removed = self.before.removed + self.removed
+        return CacheState(self.attended, removed, uncut_length, self.attended.shape[1], self.full)
 
     def last_before(self, length: int) -> Tensor:
         """``[B]``: the last real column of every sample that comes from the prompt's first ``length`` columns."""
@@ -88,6 +83,7 @@ class Stretch:
             removed=self.removed + dropped.sum(dim=1),
             image=chosen.take(self.image, -1),
             recycled=recycled,
+            full=self.full and before.full and chosen.even,
         )
 
 
@@ -160,10 +156,14 @@ class SequenceTrace:
         return tuple(counts)
 
     @cached_property
+    def bounds_of_stretch(self) -> list[tuple[int, int]]:
+        """The first decoder layer of each stretch, and the one behind its last."""
+        return list(pairwise([0, *self.stretch_layers[: len(self.stretches) - 1], len(self.costs.decoder)]))
+
+    @cached_property
     def layers_of_stretch(self) -> list[int]:
         """How many decoder layers each stretch has."""
-        bounds = [0, *self.stretch_layers[: len(self.stretches) - 1], self.costs.decoder_layers]
-        return [after - before for before, after in pairwise(bounds)]
+        return [behind - first for first, behind in self.bounds_of_stretch]
 
     @cached_property
     def visual_tokens_mean(self) -> tuple[float, ...]:
@@ -202,11 +202,12 @@ class SequenceTrace:
                     )
                     for image in images
                     for tile in image.tiles
-                ),
+                )
+                + sum(image.counted_flops for image in images),
                 projector=sum(self.costs.projector(image.projected_now) for image in images),
                 prefill=sum(
-                    self.costs.decoder(layers, tokens)
-                    for layers, tokens in zip(self.layers_of_stretch, per_stretch, strict=True)
+                    self.costs.prefill(*bounds, tokens)
+                    for bounds, tokens in zip(self.bounds_of_stretch, per_stretch, strict=True)
                 ),
             )
             for images, per_stretch in zip(self.images_of, zip(*self.kv_entries_per_stretch, strict=True), strict=True)
@@ -219,9 +220,10 @@ class SequenceTrace:
             Flops(
                 tower=sum(
                     self.costs.uncut_tower(tile.tokens, tile.uncut_pairs) for image in images for tile in image.tiles
-                ),
+                )
+                + sum(image.counted_flops for image in images),
                 projector=sum(self.costs.projector(image.projected) for image in images),
-                prefill=self.costs.decoder(self.costs.decoder_layers, tokens),
+                prefill=self.costs.prefill(0, len(self.costs.decoder), tokens),
             )
             for images, tokens in zip(self.images_of, self.uncut_attended.tolist(), strict=True)
         )

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from renamed import CACHE
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 from flowcut import FlowCut, FlowCutError, NotAppliedError, attach
 
@@ -222,8 +222,6 @@ def test_what_is_not_supported_says_so(model: Any) -> None:
     inputs = {**tiny.batch([tiny.prompt(1)]), "pixel_values": tiny.pictures(1)}
     with pytest.raises(FlowCutError, match="prefill_chunk_size=8"):
         generate(model, inputs, prefill_chunk_size=8)
-    with pytest.raises(FlowCutError, match="StaticCache reserves"):
-        model(**inputs, **{CACHE: StaticCache(config=model.config.text_config, max_cache_len=64)})
     full = torch.zeros(1, 1, inputs["input_ids"].shape[1], inputs["input_ids"].shape[1])
     with pytest.raises(FlowCutError, match="two-dimensional attention masks"):
         model(**{**inputs, "attention_mask": full})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_left
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 from ...algorithm.columns import ColumnCut, all_columns, keep_columns
@@ -19,6 +21,7 @@ from ...models.base import ModelParts
 from ...trace import CacheState, Stretch
 from ..forward_pass import PART_KEYWORD, running
 from ..sequence.cache_argument import CACHE
+from ..sequence.reservation import Reservation
 
 
 class Ranked(Exception):
@@ -37,6 +40,7 @@ class DecoderPass:
         targets: tuple[int, ...],
         prompt_length: int,
         cache: Cache | None,
+        reservation: Reservation,
     ) -> None:
         self.parts = parts
         self.layers = method.decoder_layers(parts.second_cut)
@@ -45,6 +49,7 @@ class DecoderPass:
         self.targets = targets
         self.prompt_length = prompt_length
         self.cache = cache
+        self.reservation = reservation
         self.states = states
         self.stretches = [first]
         self.choices: dict[int, ColumnCut] = {}
@@ -53,6 +58,12 @@ class DecoderPass:
         self._entered = False
         self._ranking = False
         self._arguments: dict[tuple[int, str], dict[str, Any]] = {}
+        reservation.shorten(cache, 0, self._layers_of(0), first)
+
+    def _layers_of(self, number: int) -> range:
+        """The layers of a stretch."""
+        bounds = [0, *(layer + 1 for layer in self.layers), len(self.parts.decoder_layers)]
+        return range(bounds[number], bounds[number + 1])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
         """Let the policy choose, from q, k, v of a layer that cuts."""
@@ -61,16 +72,16 @@ class DecoderPass:
         stretch = self.stretches[self.layers.index(layer)]
         keep = None
         if self.policy is not None:
-            new = query.shape[2]
+            new = self._new_ones(layer, stretch, query, key)
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
                 keep = self.policy.select(
                     DecoderView(
                         layer=layer,
                         query=query,
-                        key=key[:, :, -new:],
-                        value=value[:, :, -new:],
+                        key=key[:, :, new],
+                        value=value[:, :, new],
                         scaling=scaling,
-                        image=stretch.image.to(query.device),
+                        image=ranked_images(stretch).to(query.device),
                         real=stretch.new_mask.to(query.device).bool(),
                         last=stretch.last_before(self.prompt_length).to(query.device),
                         source=stretch.cut.columns().to(query.device),
@@ -82,6 +93,15 @@ class DecoderPass:
             raise Ranked
         return mask
 
+    def _new_ones(self, layer: int, stretch: Stretch, query: Tensor, key: Tensor) -> slice:
+        """Where the keys of this pass stand among those that a layer's cache hands out."""
+        columns = query.shape[2]
+        own = None if self.cache is None or layer >= len(self.cache.layers) else self.cache.layers[layer]
+        if isinstance(own, StaticLayer) and key.shape[2] == own.max_cache_len:
+            # It hands out all that it reserved.
+            return slice(stretch.before.cached, stretch.before.cached + columns)
+        return slice(key.shape[2] - columns, None)
+
     def enter(self, hidden: Tensor) -> None:
         """Show the policy what the first decoder layer gets."""
         if self.policy is not None and not self._entered:
@@ -89,7 +109,7 @@ class DecoderPass:
             first = self.stretches[0]
             last = first.last_before(self.prompt_length).to(hidden.device)
             with torch.no_grad():
-                self.policy.enter(hidden, first.image.to(hidden.device), last)
+                self.policy.enter(hidden, ranked_images(first).to(hidden.device), last)
 
     def _go_on(self, layer: int, keep: Tensor | None, hidden: Tensor) -> None:
         """Begin the stretch behind ``layer`` with the columns ``keep`` ``[B, S]``, or with all."""
@@ -108,6 +128,7 @@ class DecoderPass:
             chosen = self.choices[layer] = keep_columns(keep, stretch.new_mask)
         recycled = self.recycled.get(layer, ())
         self.stretches.append(stretch.next(before, keep, chosen, self.compact, recycled))
+        self.reservation.shorten(self.cache, number + 1, self._layers_of(number + 1), self.stretches[-1])
 
     def rank_ahead(self, layer: int, following: nn.Module, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         """Cut behind ``layer`` by what the layer ``following`` it computes of all columns.
@@ -162,23 +183,37 @@ class DecoderPass:
         if (number, kind) not in self._arguments:
             stretch = self.stretches[number]
             model: Any = self.parts.language_model
-            make_mask: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
             positions = stretch.positions.to(hidden.device)
             # Places in a picture repeat, so they are not given where attention would look for packed sequences.
             in_text = positions if positions.dim() == 2 else None
+            mask = stretch.needed_mask(in_order=self.compact or in_text is None)
             self._arguments[number, kind] = {
-                "attention_mask": make_mask(
-                    config=model.config,
-                    inputs_embeds=hidden,
-                    attention_mask=stretch.attended,
-                    position_ids=in_text,
-                    layer_idx=layer,
-                    **{CACHE: self.cache},
-                ),
+                "attention_mask": mask_for(model, kind, layer, hidden, mask, self.cache),
                 "position_ids": in_text,
-                "position_embeddings": model.rotary_emb(hidden, position_ids=positions),
+                "position_embeddings": rotary_of(model, hidden, positions, kind),
             }
         return self._arguments[number, kind]
+
+
+def rotary_of(model: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+    """The rotary embedding of ``positions`` for layers of one kind; ``None`` where a language model has none.
+
+    Args:
+        model: the language model.
+        hidden: ``[B, S, width]``, for dtype and device.
+        positions: ``[B, S]``, or ``[axes, B, S]``.
+        kind: see :func:`layer_kind`; some models turn each kind by frequencies of its own.
+    """
+    rotary: nn.Module | None = getattr(model, "rotary_emb", None)
+    if rotary is None:
+        return None
+    by_kind = {"layer_type": kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
+    return rotary(hidden, position_ids=positions, **by_kind)
+
+
+def ranked_images(stretch: Stretch) -> Tensor:
+    """``[B, S]``: the image of every column; -1 in text, and in padding, whose pictures no text is there to rank."""
+    return stretch.image.masked_fill(stretch.new_mask == 0, -1)
 
 
 def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:
@@ -189,6 +224,22 @@ def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:
     means = sums / recycled.cluster.bincount(minlength=count)[:, None]
     row = torch.full_like(recycled.places, recycled.row)
     return hidden.index_put((row, recycled.places), means.to(hidden.dtype))
+
+
+def mask_for(model: Any, kind: str, layer: int, hidden: Tensor, attended: Tensor | None, cache: Cache | None) -> Any:
+    """The mask of a decoder layer.
+
+    Args:
+        model: the language model.
+        kind: :func:`layer_kind`.
+        layer: its index.
+        hidden: ``[B, S, width]``, what goes into it.
+        attended: ``[B, cached + S]``, 1 for real tokens; ``None`` where all are.
+        cache: its cache.
+    """
+    make: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
+    given = {"config": model.config, "inputs_embeds": hidden, "attention_mask": attended, "position_ids": None}
+    return make(**given, layer_idx=layer, **{CACHE: cache})
 
 
 def layer_kind(config: Any, layer: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import UnsupportedModelError
 from ...methods.base import Method
 from ...models.base import ModelParts
 from ..forward_pass import PART_KEYWORD, at_work, run_layer
@@ -22,7 +23,10 @@ from ..observing.attention import Observation
 from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
 from ..observing.stage import Stage
+from ..observing.tracing import untraced
+from ..sequence.step import STEP
 from .decoder_pass import DecoderPass
+from .decoder_step import DecoderStep, embed_stretches
 
 
 class DecoderStage(Stage):
@@ -43,8 +47,11 @@ class DecoderStage(Stage):
         self.layers = method.decoder_layers(parts.second_cut)
         check_layers(self.layers, len(parts.decoder_layers))
         ahead = 1 if method.ranks_ahead else 0
-        attentions = [parts.decoder_layers[layer + ahead].get_submodule("self_attn") for layer in self.layers]
+        attentions = watched_attentions(parts, method)
         self.observations = [Observation(attentions, self.layers)] if attentions else []
+        rotary = getattr(parts.language_model, "rotary_emb", None)
+        if attentions and rotary is not None:
+            self.overrides.append(Override(rotary, "forward", embed_stretches))
         if attentions and parts.injection is not None:
             self.overrides.append(Override(parts.language_model, parts.injection, inject))
         if attentions:
@@ -64,8 +71,24 @@ class DecoderStage(Stage):
     def _before_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        current: DecoderPass | None = kwargs.get(PART_KEYWORD)
         kwargs = dict(kwargs)
+        if STEP in kwargs:
+            kwargs.update(kwargs.pop(STEP).get(index, {}))
+            return args, kwargs
+        return self._with_part(index, module, args, kwargs)
+
+    @untraced
+    def _with_part(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a layer, from the part that runs."""
+        current: DecoderPass | DecoderStep | None = kwargs.get(PART_KEYWORD)
+        if isinstance(current, DecoderStep):
+            del kwargs[PART_KEYWORD]
+            if index > self.layers[0]:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                kwargs.update(current.arguments(index, hidden, kwargs.get("position_embeddings")))
+            return args, kwargs
         observed = index - 1 if self.method.ranks_ahead else index
         if observed not in self.layers:
             kwargs.pop(PART_KEYWORD, None)
@@ -75,18 +98,29 @@ class DecoderStage(Stage):
         if current is not None and index == 0:
             current.enter(args[0] if args else kwargs["hidden_states"])
         if current is not None and index > self.layers[0]:
-            hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
+            hidden = args[0] if args else kwargs.pop("hidden_states")
             if self.method.ranks_ahead and observed in self.layers:
                 hidden = current.rank_ahead(observed, module, hidden, kwargs)
             args = (hidden, *args[1:])
-            kwargs.update(current.arguments(index, hidden))
+            changed = current.arguments(index, hidden)
+            # A layer without an argument, or with none in it (no rotary embedding), keeps it that way.
+            kwargs.update(
+                {
+                    name: value
+                    for name, value in changed.items()
+                    if kwargs.get(name) is not None or name == "attention_mask"
+                }
+            )
         return args, kwargs
 
     def _after_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        current: DecoderPass | None = kwargs.get(PART_KEYWORD)
-        return None if current is None else current.cut(index, output)
+        return self._cut(index, kwargs[PART_KEYWORD], output) if PART_KEYWORD in kwargs else None
+
+    @untraced
+    def _cut(self, index: int, current: DecoderPass, output: Any) -> Any:
+        return current.cut(index, output)
 
 
 def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
@@ -106,6 +140,28 @@ def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, feat
             number, visual = chosen.take(number), chosen.take(visual)
         features = features[number[visual].to(features.device)]
     return original(hidden, visual, features)
+
+
+def watched_attentions(parts: ModelParts, method: Method) -> list[nn.Module]:
+    """The attention modules by which a method's cuts inside the language model are chosen."""
+    ahead = 1 if method.ranks_ahead else 0
+    return [attention_of(parts, layer + ahead) for layer in method.decoder_layers(parts.second_cut)]
+
+
+def attention_of(parts: ModelParts, layer: int) -> nn.Module:
+    """The attention module of a decoder layer.
+
+    Raises:
+        UnsupportedModelError: the layer has none, as in models of which only some layers attend.
+    """
+    attention = getattr(parts.decoder_layers[layer], "self_attn", None)
+    if not isinstance(attention, nn.Module):
+        attending = [number for number, one in enumerate(parts.decoder_layers) if hasattr(one, "self_attn")]
+        raise UnsupportedModelError(
+            f"Decoder layer {layer} of {type(parts.base).__name__} computes no attention by which tokens could be "
+            f"ranked ({type(parts.decoder_layers[layer]).__name__}). Layers that do: {attending}."
+        )
+    return attention
 
 
 def check_layers(layers: tuple[int, ...], depth: int) -> None:

@@ -15,13 +15,21 @@ class Override:
         name: the method or attribute to shadow.
         function: called with the original in front of the caller's arguments.
         slot: the instance attribute that holds the value, where it differs from ``name`` (properties).
+        default: the original of an instance without such a method.
     """
 
-    def __init__(self, instance: Any, name: str, function: Callable[..., Any], slot: str | None = None) -> None:
+    def __init__(
+        self,
+        instance: Any,
+        name: str,
+        function: Callable[..., Any],
+        slot: str | None = None,
+        default: Callable[..., Any] | None = None,
+    ) -> None:
         self.instance = instance
         self.slot = slot or name
         self.had_own = self.slot in vars(instance)
-        original = getattr(instance, name)
+        original = getattr(instance, name) if default is None else getattr(instance, name, default)
         self.before = vars(instance).get(self.slot)
         self.replacement = update_wrapper(partial(function, original), original)
         vars(instance)[self.slot] = self.replacement

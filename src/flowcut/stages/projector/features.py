@@ -32,9 +32,12 @@ def encode(owner: object, modality: str, original: Callable[..., Any], *args: An
         # As the uncut model hands them out.
         return output
     output.pooler_output = features_of_images(output.pooler_output, traces)
-    if any(trace.layout.pooled is not None and not trace.whole for trace in traces):
-        # Tokens that the model pooled: all videos of a call have as many of them left.
-        kept = [tokens[trace.placeholder_kept] for tokens, trace in zip(output.pooler_output, traces, strict=True)]
+    if any((trace.layout.pooled is not None or trace.layout.spread) and not trace.whole for trace in traces):
+        # Tokens that the model pooled or joined: all images of a call have as many of them left.
+        kept = [
+            tokens[trace.placeholder_kept.to(tokens.device)]
+            for tokens, trace in zip(output.pooler_output, traces, strict=True)
+        ]
         output.pooler_output = torch.stack(kept)
     return output
 

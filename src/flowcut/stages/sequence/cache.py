@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache
 
 from ...trace import CacheState
+from ..observing.overrides import Override
 
 _ATTRIBUTE = "flowcut_state"
+_FOLLOWED = "flowcut_followed"
 
 
 def read_states(cache: Cache | None) -> tuple[CacheState, ...]:
@@ -20,15 +23,50 @@ def read_states(cache: Cache | None) -> tuple[CacheState, ...]:
     states: tuple[CacheState, ...] = getattr(cache, _ATTRIBUTE, ())
     if cache is None or not states:
         return ()
-    excess = states[0].attention_mask.shape[1] - cache.get_seq_length()
-    return states if excess == 0 else tuple(state.cropped(excess) for state in states)
+    length: Any = cache.get_seq_length()
+    if isinstance(length, Tensor):
+        # Of a static cache; to read it is to wait for the device, so what shortens it is followed instead.
+        return states
+    excess = states[0].cached - length
+    if not excess:
+        return states
+    return tuple(state.cropped(excess) for state in states) if length else ()
 
 
-def write_states(output: Any, states: tuple[CacheState, ...]) -> None:
-    """Leave ``states`` on the cache in a model's output (a ``ModelOutput`` or a tuple), if there is one."""
-    for value in output if isinstance(output, tuple) else output.values():
-        if isinstance(value, Cache):
-            setattr(value, _ATTRIBUTE, states)
+def write_states(cache: Cache, states: tuple[CacheState, ...]) -> None:
+    """Leave ``states`` on a cache."""
+    setattr(cache, _ATTRIBUTE, states)
+    if isinstance(cache.get_seq_length(), Tensor) and not hasattr(cache, _FOLLOWED):
+        setattr(cache, _FOLLOWED, True)
+        for name, function in (("crop", _crop), ("reset", _reset)):
+            Override(cache, name, function)
+
+
+def begun(cache: Cache | None, columns: int) -> bool:
+    """Whether a cache holds tokens in front of a call of so many columns."""
+    if cache is None:
+        return False
+    length: Any = cache.get_seq_length()
+    # A static cache's length lies on the device; a step of decoding does not wait to read it.
+    return bool(length) if columns > 1 or not isinstance(length, Tensor) else True
+
+
+def caches_in(output: Any) -> list[Cache]:
+    """The caches in a model's output (a ``ModelOutput`` or a tuple)."""
+    return [value for value in (output if isinstance(output, tuple) else output.values()) if isinstance(value, Cache)]
+
+
+def _crop(original: Any, tokens_to_remove: int) -> None:
+    """A static cache's ``crop``. The cache is that of the bound method, so a copy of the cache has its own."""
+    original(tokens_to_remove)
+    cache = original.__self__
+    setattr(cache, _ATTRIBUTE, tuple(state.cropped(abs(tokens_to_remove)) for state in getattr(cache, _ATTRIBUTE)))
+
+
+def _reset(original: Any) -> None:
+    """A static cache's ``reset``."""
+    original()
+    setattr(original.__self__, _ATTRIBUTE, ())
 
 
 def selected(cache: Cache, rows: Sequence[int]) -> Cache:
@@ -36,8 +74,7 @@ def selected(cache: Cache, rows: Sequence[int]) -> Cache:
     copied: Any = deepcopy(cache)
     copied.batch_select_indices(torch.tensor(rows))
     states = tuple(
-        replace(state, attention_mask=state.attention_mask[list(rows)], removed=state.removed[list(rows)])
-        for state in read_states(cache)
+        replace(state, mask=state.mask[list(rows)], removed=state.removed[list(rows)]) for state in read_states(cache)
     )
     if states:
         setattr(copied, _ATTRIBUTE, states)

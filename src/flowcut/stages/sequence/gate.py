@@ -23,16 +23,20 @@ from ...models.base import ModelParts
 from ...models.costs import ModelCosts
 from ...trace import CacheState, SequenceTrace, Trace
 from ..decoder.layers import DecoderStage
-from ..forward_pass import at_work, begin, end
+from ..forward_pass import PART_KEYWORD, at_work, begin, end
 from ..observing.overrides import Override
 from ..observing.references import check_reference
 from ..observing.stage import Stage
-from .cache import read_states, write_states
+from ..observing.tracing import untraced
+from .cache import begun, caches_in, read_states, write_states
 from .cache_argument import cache_in, with_current_name
 from .generation import generation_overrides
 from .handing import handed_to
 from .outputs import OutputStage
+from .packing import check_lengths
+from .preparing import preparing_overrides
 from .shortening import TOKENS, Shortened, Shortening, two_dimensional_mask
+from .step import STEP, Steps
 
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 """The forward arguments that may carry the raw input of each modality."""
@@ -63,30 +67,37 @@ class SequenceStage(Stage):
         self.decoder = DecoderStage(parts, method)
         self.signature = inspect.signature(type(parts.base).forward)
         self.shortening = Shortening(parts, method, self.decoder.layers)
+        self.steps = Steps(parts, method, self.decoder.layers)
         self.outputs = OutputStage(parts, method, owner)
         base, top = parts.base, parts.top
         self.handles = [
             base.register_forward_pre_hook(self._enter, with_kwargs=True),
-            base.register_forward_hook(self._leave),
+            base.register_forward_hook(self._leave, with_kwargs=True),
         ]
         # The outermost of the two begins the pass, if no prefill did, and ends it.
         for module in (base,) if top is base else (base, top):
             self.handles += [
-                module.register_forward_pre_hook(self._begin, prepend=True),
-                module.register_forward_hook(self._end, always_call=True),
+                module.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True),
+                module.register_forward_hook(self._end, always_call=True, with_kwargs=True),
             ]
             self.overrides += [
                 Override(module, "forward", partial(self._forward, module)),
                 Override(module, "_replicate_for_data_parallel", self._replicate),
             ]
         if top is not base:
-            self.overrides += generation_overrides(parts, owner)
+            self.overrides += generation_overrides(parts, owner) + preparing_overrides(parts, self.steps)
         self.all: tuple[Stage, ...] = (self.decoder, self.outputs, self)
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Pre-hook of model and base model: begin a pass, unless one is at work around this call."""
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of model and base model."""
+        if STEP not in kwargs:
+            self._open(module)
+
+    @untraced
+    def _open(self, module: nn.Module) -> None:
+        """Begin a pass, unless one is at work around this call."""
         if module is not self.parts.base and module is not self.parts.top:
-            self.adopt(module)._begin(module, args)
+            self.adopt(module)._open(module)
             return
         current = at_work(self.owner)
         if current is None or current.module is None:
@@ -100,8 +111,14 @@ class SequenceStage(Stage):
             current.module = module
         current.announced = module
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Hook behind them, also after an error: end what :meth:`_begin` began."""
+        if STEP not in kwargs:
+            self._close(module)
+
+    @untraced
+    def _close(self, module: nn.Module) -> None:
+        """End the pass that ``module`` began."""
         current = at_work(self.owner)
         if current is not None and current.module is module:
             current.module = None
@@ -109,6 +126,13 @@ class SequenceStage(Stage):
 
     def _forward(self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``forward`` of model and base model: where it is called by itself, as PEFT did, the hooks see it, too."""
+        if STEP in kwargs:
+            if module is self.parts.base and not self.decoder.layers:
+                del kwargs[STEP]
+            return original(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            # The hooks saw the call; a graph must not end in the middle of a block.
+            return original(*args, **kwargs)
         current = at_work(self.owner)
         if self.closed or (current is not None and current.announced is module):
             if current is not None:
@@ -124,7 +148,7 @@ class SequenceStage(Stage):
             yield
         except BaseException as interrupt:
             if not isinstance(interrupt, Exception):
-                self._end(module, (), None)
+                self._close(module)
             raise
 
     def _replicate(self, original: Callable[[], nn.Module]) -> nn.Module:
@@ -144,8 +168,15 @@ class SequenceStage(Stage):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the base model's forward: encode the images and shorten the sequence."""
+        return None if STEP in kwargs else self._let_in(module, args, kwargs)
+
+    @untraced
+    def _let_in(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The same, where that was not done in front of the call."""
         if module is not self.parts.base:
-            return self.adopt(module)._enter(module, args, kwargs)
+            return self.adopt(module)._let_in(module, args, kwargs)
         with self._interruptible(module):
             return self._passed(module, args, kwargs)
 
@@ -155,7 +186,7 @@ class SequenceStage(Stage):
         """The arguments behind the gate, or ``None`` where they pass untouched."""
         current = at_work(self.owner)
         assert current is not None
-        current.stretches, current.decoder, current.outputs = [], None, None
+        current.stretches, current.decoder, current.outputs, current.after = [], None, None, ()
         if not self.trained and module.training and torch.is_grad_enabled():
             check_reference(module)
             self.trained = True
@@ -166,23 +197,25 @@ class SequenceStage(Stage):
         encoded = call.get("mm_encoder_outputs") or {}
         features = {name: encoded[name] for name in self.parts.placeholders if encoded.get(name) is not None}
         if not features and not states:
-            if cache is None or not cache.get_seq_length():
+            if not begun(cache, columns_of(call)):
                 self.trace = Trace()
             return None
-        if cache is not None and cache.is_compileable:
-            raise FlowCutError(
-                f"{type(cache).__name__} reserves its length before the tokens are cut, which is not supported. "
-                'Use the default dynamic cache (cache_implementation=None or "dynamic").'
-            )
         if states:
             check_mask(states[0], call)
+        if not features:
+            check_lengths(call)
+            current.after, step = self.steps.take(call, states)
+            if step is not None:
+                call[PART_KEYWORD] = current.decoder = step
+            return (), call
         shortened = self.shortening.shorten(current, call, states, features)
-        if features or not (states or (cache is not None and cache.get_seq_length())):
-            self.trace = self._traced(shortened)
+        self.trace = self._traced(shortened)
         return (), call
 
     def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of the call by name."""
+        if not args:
+            return with_current_name(kwargs)
         arguments = self.signature.bind(module, *args, **kwargs).arguments
         rest = arguments.pop("kwargs", {})
         return with_current_name({**dict(list(arguments.items())[1:]), **rest})
@@ -218,10 +251,19 @@ class SequenceStage(Stage):
         )
         return Trace(shortened.images, sequence)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Hook behind the base model's forward: leave the state on its cache, lay out what it returns."""
+        return None if STEP in kwargs else self._let_out(output)
+
+    @untraced
+    def _let_out(self, output: Any) -> Any:
+        """The same, where that was not done in front of the call."""
         current = at_work(self.owner)
-        if current is None or not current.stretches:
+        if current is None or not (current.stretches or current.after):
+            return None
+        if not current.stretches:
+            for cache in caches_in(output):
+                write_states(cache, current.after)
             return None
         cuts = len(self.decoder.layers)
         if len(current.stretches) != 1 + cuts:
@@ -229,8 +271,14 @@ class SequenceStage(Stage):
                 f"{len(current.stretches) - 1} of {cuts} cuts inside the language model took place: "
                 "its layers were replaced or wrapped after attaching; detach, make the change, then attach."
             )
-        write_states(output, tuple(stretch.after for stretch in current.stretches))
+        for cache in caches_in(output):
+            write_states(cache, tuple(stretch.after for stretch in current.stretches))
         return self.outputs.lay_out(current, output)
+
+
+def columns_of(call: dict[str, Any]) -> int:
+    """How many columns a call has."""
+    return int(next(call[name].shape[1] for name in TOKENS if call.get(name) is not None))
 
 
 def check_mask(state: CacheState, call: dict[str, Any]) -> None:
@@ -239,7 +287,7 @@ def check_mask(state: CacheState, call: dict[str, Any]) -> None:
     Raises:
         FlowCutError: the attention mask does not cover the uncut sequence.
     """
-    columns = next(call[name].shape[1] for name in TOKENS if call.get(name) is not None)
+    columns = columns_of(call)
     mask = two_dimensional_mask(call)
     if mask is not None and mask.shape[1] != state.uncut_length + columns:
         raise FlowCutError(

@@ -23,8 +23,12 @@ from .generation import prompt_length
 from .packing import check_lengths, check_packed, starts_of_samples
 from .placeholders import find_placeholders, image_traces, mark_kept
 from .places import places_of
+from .reservation import Reservation
 
 TOKENS = ("input_ids", "inputs_embeds")
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments that tell of every column whether it is text or of a picture, by which some models build their masks."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Shortening:
         self.parts = parts
         self.method = method
         self.layers = layers
+        self.reservation = Reservation()
 
     def shorten(
         self, current: ForwardPass, call: dict[str, Any], states: tuple[CacheState, ...], features: dict[str, Any]
@@ -82,20 +87,24 @@ class Shortening:
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
         nothing_to_drop = whole or not features
-        cut = all_columns(keep) if nothing_to_drop else keep_columns(keep, None if mask is None else new_mask)
+        padding = None if mask is None else new_mask
+        every = all_columns(keep, unpadded=mask is None) if nothing_to_drop else None
+        cut = keep_columns(keep, padding, image >= 0) if every is None else every
         if not whole:
             check_lengths(call)
             if starts is not None:
                 check_packed(self.method, cut, bool(self.layers), self.parts.grid_positions)
         if self.parts.grid_positions:
-            positions = places_of(self.parts.base, call, before, keep)
+            positions = places_of(self.parts.base, call, before, keep.shape, keep.device)
         else:
-            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length
+            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length + self.parts.first_position
             given: Tensor | None = call.get("position_ids")
             positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
         positions = shifted_positions(positions, cut, before.removed, ~keep, compact, starts)
-        stretch = Stretch(before, cut, cut.take(new_mask), positions, (~keep).sum(dim=1), cut.take(image, -1))
+        full = before.full and cut.even and cut.unpadded
+        removed = (~keep).sum(dim=1)
+        stretch = Stretch(before, cut, cut.take(new_mask), positions, removed, cut.take(image, -1), full=full)
         stretches = [stretch]
         if not whole:
             in_text = None if starts is None else self._in_text(call, cut, before, ~keep, starts)
@@ -104,9 +113,13 @@ class Shortening:
                 targets = tuple(image.target for image in images)
                 length = self._prompt_length(features, tokens, before)
                 states = states or (before,)
-                decoder = DecoderPass(self.parts, self.method, stretch, states, targets, length, cache_in(call))
+                decoder = DecoderPass(
+                    self.parts, self.method, stretch, states, targets, length, cache_in(call), self.reservation
+                )
                 call[PART_KEYWORD] = current.decoder = decoder
                 stretches = decoder.stretches
+            else:
+                self.reservation.shorten(cache_in(call), 0, range(len(self.parts.decoder_layers)), stretch)
             current.stretches = stretches
         uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
         return Shortened(images, images_of, stretches, uncut)
@@ -170,16 +183,18 @@ class Shortening:
     def _uncut_state(call: dict[str, Any], new_mask: Tensor) -> CacheState:
         """The state of a cache that was never cut, or of none."""
         cache = cache_in(call)
-        cached = cache.get_seq_length() if cache is not None else 0
+        # Of a static cache it is a tensor.
+        cached = int(cache.get_seq_length()) if cache is not None else 0
         mask: Tensor | None = call.get("attention_mask")
         past = new_mask.new_ones(len(new_mask), cached) if mask is None else mask[:, :cached]
-        return CacheState(past, new_mask.new_zeros(len(new_mask), dtype=torch.long), cached)
+        removed = new_mask.new_zeros(len(new_mask), dtype=torch.long)
+        return CacheState(past, removed, cached, cached, full=mask is None or not cached)
 
     def _write(self, call: dict[str, Any], stretch: Stretch, in_text: Tensor | None) -> None:
         """Put the shortened tokens, mask and positions into the call; ``in_text`` where samples share rows."""
         call["position_ids"] = stretch.positions
-        # Always given else, since transformers takes gaps in the positions for seams where there is no mask.
-        call["attention_mask"] = stretch.attended if in_text is None else None
+        in_order = self.method.positions == "compact" or self.parts.grid_positions
+        call["attention_mask"] = stretch.needed_mask(in_order) if in_text is None else None
         if in_text is not None and self.parts.grid_positions:
             call["position_ids"] = torch.cat([in_text[None], stretch.positions])
         if call.get("input_ids") is not None:
@@ -187,6 +202,10 @@ class Shortening:
             call["input_ids"] = stretch.cut.take(call["input_ids"], filler)
         if call.get("inputs_embeds") is not None:
             call["inputs_embeds"] = stretch.cut.take(call["inputs_embeds"])
+        for name in TOKEN_TYPES:
+            types: Tensor | None = call.get(name)
+            if types is not None and types.shape[1] == stretch.cut.source_length:
+                call[name] = stretch.cut.take(types)
 
 
 def two_dimensional_mask(call: dict[str, Any]) -> Tensor | None:

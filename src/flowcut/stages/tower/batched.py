@@ -104,10 +104,11 @@ class BatchedStage(Stage):
                 for layer, state in enumerate(states)
             )
         if current.order is not None and current.policy is not None:
-            output.last_hidden_state = current.padded(output.last_hidden_state)
+            restored = current.spread if current.spreads else current.padded
+            output.last_hidden_state = restored(output.last_hidden_state)
             if states is not None:
                 output.hidden_states = tuple(
-                    current.padded(state) if layer in current.choice.layers else state
+                    restored(state) if layer in current.choice.layers else state
                     for layer, state in enumerate(output.hidden_states)
                 )
         setattr(output, TRACES, traces)

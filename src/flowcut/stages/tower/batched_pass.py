@@ -57,6 +57,7 @@ class BatchedPass:
         self.device = pixels.device
         self.order = plan[0].layout.order if plan else None
         self.group = 1 if self.order is None else self.order.shape[1]
+        self.spreads = bool(plan) and plan[0].layout.spread
         self.places = places
         self.last_layer = max(choice.layers)
         self.targets = tuple(target for image in plan for target in image.targets)
@@ -147,6 +148,15 @@ class BatchedPass:
         """The tower's output ``[B, S, width]`` at its uncut length, for models that reshape it to a square."""
         missing = self.tower.prefix + self.patches * self.group - features.shape[1]
         return nn.functional.pad(features, (0, 0, 0, missing))
+
+    def spread(self, features: Tensor) -> Tensor:
+        """The tower's output ``[B, S, width]`` with every patch at its uncut place, and zeros where one was cut."""
+        assert self.order is not None
+        order = self.order.to(features.device)
+        alive = torch.arange(self.patches)[None].expand(len(features), -1) if self.alive is None else self.alive
+        places = with_prefix(order[alive.to(features.device)].flatten(1), self.tower.prefix)
+        kept = Narrowing.to(places, self._tokens(self.counts))
+        return kept.widen(features, self.tower.prefix + self.patches * self.group)
 
     def narrowing(self, layer: int) -> Narrowing | None:
         """The tokens that go on after ``layer``, where some do not."""

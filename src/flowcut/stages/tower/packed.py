@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...methods.base import Method
 from ...models.base import ModelParts
-from ..forward_pass import PART_KEYWORD, run_layer, running, running_part
+from ..forward_pass import PART_KEYWORD, part_in, run_layer, running, running_part
 from ..observing.attention import Observation
 from ..observing.checkpointing import follow_checkpointing
 from ..observing.overrides import Override
@@ -92,14 +92,14 @@ def before_layer(
     index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Pre-hook of a vision layer: segments and rotary embeddings of the tokens that are left."""
-    current: PackedPass | None = kwargs.get(PART_KEYWORD)
-    return None if current is None else (args, {**kwargs, **current.arguments(index, kwargs)})
+    current = part_in(kwargs)
+    return (args, {**kwargs, **current.arguments(index, kwargs)}) if isinstance(current, PackedPass) else None
 
 
 def after_layer(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Hook of a vision layer: the tokens that go on."""
-    current: PackedPass | None = kwargs.get(PART_KEYWORD)
-    return None if current is None else current.cut(index, output)
+    current = part_in(kwargs)
+    return current.cut(index, output) if isinstance(current, PackedPass) else None
 
 
 def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

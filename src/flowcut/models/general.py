@@ -1,0 +1,194 @@
+"""Any model that keeps transformers' contract for vision-language models, without a file of its own.
+
+The contract: ``get_image_features`` whose output's ``pooler_output`` has an entry for every image, a placeholder id in
+the config, a forward that takes encoded images as ``mm_encoder_outputs``, and a decoder found by ``get_decoder()``. A
+vision tower that packs pictures of any size is cut if its kind is known (``packed_towers.py``); any other stays whole,
+and nothing is assumed about it. What is not found as the contract says is refused, with the reason; what only a pass
+can show (that features and placeholders agree in number) is checked in every pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from .base import FeatureChoice, ImageLayout, ModelFamily, ModelParts, VisionTower
+from .decoders import decoder_layers_of, injection_of, why_decoder_stays_whole
+from .packed_towers import find_packed_tower
+from .readings import READINGS, Reading, layers_read, squared_layout
+from .towers import LAYOUTS, find_tower
+
+PLACEHOLDERS = {
+    "image": ("image_token_id", "image_token_index"),
+    "video": ("video_token_id", "video_token_index"),
+}
+"""Names under which configs hold the placeholder of a modality."""
+
+PROJECTORS = ("multi_modal_projector", "aligner")
+"""Names of the module that maps a tower's features into the language model."""
+
+FIRST_POSITIONS = {"PaliGemmaModel": 1}
+"""Models that count the positions of a prompt from another number than 0."""
+
+ENCODED = "mm_encoder_outputs"
+"""The forward's argument that takes images which are encoded already."""
+
+
+class General(ModelFamily):
+    """Cuts behind the projector, and inside the decoder where every layer can be shown to follow."""
+
+    name: ClassVar[str] = "general"
+    class_name: ClassVar[str] = "any class that keeps transformers' contract"
+    hub_ids: ClassVar[tuple[str, ...]] = ()
+    towers: ClassVar[tuple[str, ...]] = ()
+
+    def is_base(self, module: nn.Module) -> bool:
+        return (
+            isinstance(module, PreTrainedModel)
+            and encodes(module)
+            and ENCODED in inspect.signature(type(module).forward).parameters
+            and not any(encodes(child) for child in module.children())
+        )
+
+    def parts(self, base: nn.Module, top: nn.Module) -> ModelParts:
+        check_contract(base, top)
+        model: Any = base
+        decoder: nn.Module = model.get_decoder()
+        encoder: Any = model.get_encoder(modality="image")
+        refusals: dict[str, str] = {}
+        reading = READINGS.get(type(base).__name__)
+        if reading is not None and encoder.config.model_type in LAYOUTS:
+            tower, projector = find_tower(encoder), projector_of(base)
+        else:
+            tower, projector = find_packed_tower(encoder) or (whole_tower(encoder), nn.Identity())
+        if not tower.layers:
+            refusals["tower"] = (
+                f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
+            )
+        reason = why_decoder_stays_whole(decoder) or masked_by_types(base)
+        if reason:
+            refusals["decoder"] = reason
+        return ModelParts(
+            family=model.config.model_type,
+            top=top,
+            base=base,
+            tower=tower,
+            projector=projector,
+            language_model=decoder,
+            decoder_layers=decoder_layers_of(decoder),
+            placeholders=placeholders_of(base),
+            group=reading.square(model.config) ** 2 if reading else 1,
+            grid_positions=hasattr(model, "compute_3d_position_ids"),
+            first_position=FIRST_POSITIONS.get(type(base).__name__, 0),
+            injection=injection_of(decoder),
+            refusals=refusals,
+        )
+
+    def feature_choice(self, parts: ModelParts, options: dict[str, Any]) -> FeatureChoice:
+        reading = READINGS.get(type(parts.base).__name__, Reading())
+        config: Any = parts.base.config
+        layers: Any = len(parts.tower.layers)
+        if reading.layers:
+            given = options.get(reading.layers)
+            layers = layers_read(parts.tower, getattr(config, reading.layers) if given is None else given)
+            return FeatureChoice(layers, self.visible_prefix(parts, reading, options))
+        return FeatureChoice((layers,), self.visible_prefix(parts, reading, options))
+
+    @staticmethod
+    def visible_prefix(parts: ModelParts, reading: Reading, options: dict[str, Any]) -> int:
+        """How many of the tower's leading tokens go on to the language model.
+
+        Raises:
+            UnsupportedModelError: more are dropped than there are, so that a patch would be.
+        """
+        config: Any = parts.base.config
+        dropped = reading.dropped
+        if reading.strategy and (options.get(reading.strategy) or getattr(config, reading.strategy)) == "default":
+            dropped = 1
+        if dropped > parts.tower.prefix:
+            raise UnsupportedModelError(
+                f"{type(parts.base).__name__} drops the first token of its tower, but "
+                f"{type(parts.tower.module).__name__} has no CLS token there: that would be a patch. Set "
+                f"{reading.strategy or 'another tower'} to 'full'."
+            )
+        return parts.tower.prefix - dropped
+
+    def layouts(
+        self, parts: ModelParts, choice: FeatureChoice, images: int, grid: tuple[int, int], options: dict[str, Any]
+    ) -> list[ImageLayout]:
+        square = math.isqrt(parts.group)
+        if square == 1:
+            return super().layouts(parts, choice, images, grid, options)
+        return [squared_layout(grid, square)] * images
+
+
+def projector_of(base: nn.Module) -> nn.Module:
+    """What maps a tower's features into the language model; nothing where its name is not known."""
+    model: Any = base
+    return next((getattr(model, name) for name in PROJECTORS if hasattr(model, name)), nn.Identity())
+
+
+def masked_by_types(base: nn.Module) -> str:
+    """Why nothing can be cut inside the decoder of a model that builds its masks by the types of tokens."""
+    arguments = inspect.signature(type(base).forward).parameters
+    names = ["token_type_ids"] + ([] if hasattr(base, "compute_3d_position_ids") else ["mm_token_type_ids"])
+    given = [name for name in names if name in arguments]
+    if not given:
+        return ""
+    return f"lets visual tokens see one another by {given[0]}, and its mask is not known behind a cut"
+
+
+def encodes(module: nn.Module) -> bool:
+    """Whether a module's class gives image features."""
+    return hasattr(type(module), "get_image_features")
+
+
+def whole_tower(module: nn.Module) -> VisionTower:
+    """A vision tower of which nothing is known, and nothing is cut."""
+    return VisionTower(module=module, layers=(), attentions=(), projections=(), mlps=(), prefix=0, patch_size=1)
+
+
+def placeholders_of(base: nn.Module) -> dict[str, int]:
+    """The placeholder of every modality that ``base`` encodes and reads, by modality; images must be among them.
+
+    Raises:
+        UnsupportedModelError: the config names no placeholder for images.
+    """
+    config: Any = base.config
+    found: dict[str, int] = {}
+    for modality, names in PLACEHOLDERS.items():
+        token = next((getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)), None)
+        if token is not None and hasattr(type(base), f"get_{modality}_features"):
+            found[modality] = token
+    if "image" not in found:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} has no placeholder for a visual token in its config (looked for "
+            f"{' and '.join(PLACEHOLDERS['image'])}), so that cut tokens cannot be found in a prompt."
+        )
+    return found
+
+
+def check_contract(base: nn.Module, top: nn.Module) -> None:
+    """Make sure that what the contract promises is there.
+
+    Raises:
+        UnsupportedModelError: names what is not.
+    """
+    config: Any = base.config
+    model: Any = base
+    reason = ""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "is an encoder-decoder: visual tokens are in its encoder, not in the prompt of a decoder"
+    elif top is base and model.get_output_embeddings() is not None:
+        reason = "has its head inside the module that joins images and text, which is not supported without a file"
+    elif not isinstance(getattr(model.get_decoder(), "layers", None), nn.ModuleList):
+        reason = f"has a decoder ({type(model.get_decoder()).__name__}) without a list of layers"
+    elif model.get_input_embeddings() is None:
+        reason = "has no input embedding, by which placeholders are recognised"
+    if reason:
+        raise UnsupportedModelError(f"{type(base).__name__} {reason}. docs/families.md lists what is supported.")

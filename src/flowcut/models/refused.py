@@ -1,0 +1,37 @@
+"""The image-text-to-text classes of transformers that cannot be supported, and why: what there is to cut, and where."""
+
+from __future__ import annotations
+
+_CROSS = "its decoder looks at the picture by cross-attention: visual tokens never enter the prompt"
+_QUERIES = "a Q-Former condenses every picture to a few learned queries: what it hands on is short already"
+_ENCODER = "it is an encoder-decoder: visual tokens are in the encoder, not in the prompt of a decoder"
+_DISCRETE = "pictures become discrete tokens of the vocabulary: there are no features to choose among"
+
+_KOSMOS = "it condenses every picture to a few learned queries, which have their own way into the prompt"
+
+REFUSED: dict[str, str] = {
+    "Apertus1p5ForConditionalGeneration": _DISCRETE,
+    "BlipForConditionalGeneration": _CROSS,
+    "Blip2ForConditionalGeneration": _QUERIES,
+    "ChameleonForConditionalGeneration": _DISCRETE,
+    "DiffusionGemmaForBlockDiffusion": "it writes by block diffusion: there is no prefill of one decoder to shorten",
+    "Emu3ForConditionalGeneration": _DISCRETE,
+    "EvollaForProteinText2Text": "it reads proteins, not pictures",
+    "Florence2ForConditionalGeneration": _ENCODER,
+    "FuyuForCausalLM": "it has no vision tower: raw patches go through one linear map into the decoder",
+    "GitForCausalLM": "all visual tokens stand in front of the prompt, without placeholders, in every layer",
+    "IdeficsForVisionText2Text": _CROSS,
+    "InstructBlipForConditionalGeneration": _QUERIES,
+    "InstructBlipVideoForConditionalGeneration": _QUERIES,
+    "Kosmos2ForConditionalGeneration": _KOSMOS,
+    "Kosmos2_5ForConditionalGeneration": _KOSMOS,
+    "Mistral4ForCausalLM": "it is a text model: the class has no vision tower",
+    "MllamaForConditionalGeneration": _CROSS,
+    "PI0ForConditionalGeneration": "it writes robot actions by flow matching, not text",
+    "PPFormulaNetForConditionalGeneration": _ENCODER,
+    "Pix2StructForConditionalGeneration": _ENCODER,
+    "T5Gemma2ForConditionalGeneration": _ENCODER,
+    "UdopForConditionalGeneration": _ENCODER,
+    "VisionEncoderDecoderModel": _ENCODER,
+}
+"""The reason by the name of the class."""
