@@ -17,6 +17,9 @@ FIELD = "flowcut"
 VARIABLE = "FLOWCUT_METHOD"
 """The environment variable that names it, as text."""
 
+ASK_FOR_POSITIONS = {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 1]}}}
+"""The entry of a config by which vLLM asks the model itself for the positions of a prompt."""
+
 HOW = (
     f'Give it with --hf-overrides \'{{"{FIELD}": "flowcut(target_num=64)"}}\', with '
     f"{VARIABLE}='flowcut(target_num=64)', or serve a checkpoint that flowcut.save wrote."

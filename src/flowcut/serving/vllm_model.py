@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
 from vllm.model_executor.models.transformers import (
     MultiModalDummyInputsBuilder,
     MultiModalProcessingInfo,
@@ -22,6 +22,7 @@ from vllm.model_executor.models.transformers.base import Base
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems, ImageSize
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..attaching import attach_encoder
 from ..encoding import tokens_for
@@ -29,14 +30,11 @@ from ..errors import FlowCutError, UnsupportedModelError
 from ..methods import Method
 from ..models import find_parts
 from ..trace import ImageTrace
-from .choice import identity_of, method_for
+from .choice import ASK_FOR_POSITIONS, identity_of, method_for
 from .placeholders import CHANNELS, coded, decoded, in_parts, moved, per_picture, runs_of, shortened, uncut_places
 
 PARTS, UNCUT = "flowcut_parts", "flowcut_uncut"
 """Fields of a picture beside vLLM's: how many runs of placeholders stand for it, and how many placeholders uncut."""
-
-ASK_FOR_POSITIONS = {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 1]}}}
-"""The entry of a config by which vLLM asks the model itself for the positions of a prompt."""
 
 
 class CutProcessingInfo(MultiModalProcessingInfo):
@@ -133,6 +131,16 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
                 f"{json.dumps(ASK_FOR_POSITIONS)} to --hf-overrides, or use positions=compact."
             )
         self.arriving: tuple[Tensor, Tensor] | None = None
+        self.levels = 0 if parts.tower.packing is None else len(parts.tower.packing.deepstack)
+        self.deep: tuple[Tensor, list[Tensor]] | None = None
+        if self.levels:
+            if self.compilation_config.mode not in (None, CompilationMode.NONE):
+                raise UnsupportedModelError(
+                    f"{type(self.model).__name__} reads features of the middle of its tower (DeepStack), which vLLM's "
+                    "Transformers backend leaves out; the plug-in hands them on where the model is not compiled: start "
+                    "it with --enforce-eager."
+                )
+            parts.language_model.register_forward_pre_hook(self._inject, with_kwargs=True)
         self.encoder = attach_encoder(self.model, method)
 
     def embed_input_ids(
@@ -143,12 +151,17 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
         is_multimodal: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        self.arriving = None
-        if self.original and multimodal_embeddings is not None and len(multimodal_embeddings):
+        self.arriving = self.deep = None
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
             assert is_multimodal is not None
-            places = decoded(torch.cat([tokens[:, -CHANNELS:] for tokens in multimodal_embeddings]))
-            self.arriving = (is_multimodal.to(places.device), places)
-            multimodal_embeddings = [tokens[:, :-CHANNELS] for tokens in multimodal_embeddings]
+            width = self.text_config.hidden_size
+            more = torch.cat([tokens[:, width:] for tokens in multimodal_embeddings])
+            is_multimodal = is_multimodal.to(more.device)
+            if self.original:
+                self.arriving = (is_multimodal, decoded(more[:, -CHANNELS:]))
+            if self.levels:
+                self.deep = (is_multimodal, list(more[:, : width * self.levels].chunk(self.levels, dim=1)))
+            multimodal_embeddings = [tokens[:, :width] for tokens in multimodal_embeddings]
         embeddings: Tensor = super().embed_input_ids(
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal, **kwargs
         )
@@ -163,6 +176,27 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
             # The three are equal, and the model numbers its tokens by one.
             return Base.forward(self, input_ids, positions[0], *args, **kwargs)
         return super().forward(input_ids, positions, *args, **kwargs)
+
+    def _inject(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Hook in front of the language model: features of the middle of the tower, for the tokens of this step."""
+        deep, self.deep = self.deep, None
+        if deep is None:
+            return args, kwargs
+        is_visual, features = deep
+        columns = kwargs["inputs_embeds"].shape[1]
+        mask = torch.nn.functional.pad(is_visual, (0, columns - len(is_visual)))[None]
+        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": features}
+
+    def _get_features(self, modality: str, pixel_values: Tensor, **kwargs: Any) -> Any:
+        if not self.levels:
+            return super()._get_features(modality, pixel_values, **kwargs)
+        kwargs = {name: one.to(pixel_values.device) if isinstance(one, Tensor) else one for name, one in kwargs.items()}
+        with gpu_sync_allowed():
+            output = self.model.get_image_features(pixel_values, return_dict=True, **kwargs)
+        levels = zip(*output.deepstack_features, strict=True)
+        return [torch.cat([tokens, *own], dim=1) for tokens, own in zip(output.pooler_output, levels, strict=True)]
 
     def _process_vision_input(
         self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
