@@ -20,6 +20,7 @@ from PIL import Image
 
 from flowcut import attach, make_method
 from flowcut.methods import Method
+from flowcut.serving.choice import ASK_FOR_POSITIONS
 
 vllm = pytest.importorskip("vllm")
 
@@ -57,16 +58,22 @@ def prompts(family: str) -> list[Asked]:
     return asked
 
 
-def expected(model: Any, processor: Any, method: Method, asked: list[Asked], silent: list[int]) -> list[list[int]]:
-    """Greedy tokens of transformers, one prompt after the other."""
+Answer = list[tuple[int, float]]
+"""Tokens with their log-probabilities."""
+
+
+def expected(model: Any, processor: Any, method: Method, asked: list[Asked], silent: list[int]) -> list[Answer]:
+    """Greedy answers of transformers, one prompt after the other."""
     answers = []
     model.generation_config.eos_token_id = None
     with attach(model, method):
         for one in asked:
             inputs = processor(text=[one.text], images=one.pictures or None, return_tensors="pt")
             inputs.pop("token_type_ids", None)
-            out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, suppress_tokens=silent)
-            answers.append(out[0, inputs["input_ids"].shape[1] :].tolist())
+            more = {"output_scores": True, "return_dict_in_generate": True, "suppress_tokens": silent}
+            out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, **more)
+            told = torch.cat(out.scores).log_softmax(dim=-1).max(dim=-1)
+            answers.append(list(zip(told.indices.tolist(), told.values.tolist(), strict=True)))
     return answers
 
 
@@ -94,21 +101,29 @@ def engine(folder: Path, method: str, **options: Any) -> Iterator[Any]:
         gc.collect()
 
 
-def answered(running: Any, asked: list[Asked], silent: list[int]) -> tuple[list[list[int]], list[int]]:
-    """Greedy tokens of vLLM, and how many tokens each prompt had."""
-    params = vllm.SamplingParams(
-        temperature=0, max_tokens=TOKENS, logit_bias=dict.fromkeys(silent, -100.0), ignore_eos=True
-    )
+def answered(running: Any, asked: list[Asked], silent: list[int]) -> tuple[list[Answer], list[int]]:
+    """Greedy answers of vLLM, and how many tokens each prompt had."""
+    bias = dict.fromkeys(silent, -100.0)
+    params = vllm.SamplingParams(temperature=0, max_tokens=TOKENS, logit_bias=bias, ignore_eos=True, logprobs=0)
     given = [
         {"prompt": one.text, **({"multi_modal_data": {"image": one.pictures}} if one.pictures else {})} for one in asked
     ]
-    outputs = running.generate(given, params, use_tqdm=False)
-    return [list(out.outputs[0].token_ids) for out in outputs], [len(out.prompt_token_ids) for out in outputs]
+    results = running.generate(given, params, use_tqdm=False)
+    outputs = [result.outputs[0] for result in results]
+    answers = [
+        [(token, step[token].logprob) for token, step in zip(out.token_ids, out.logprobs, strict=True)]
+        for out in outputs
+    ]
+    return answers, [len(result.prompt_token_ids) for result in results]
 
 
 CACHED = {"enable_prefix_caching": True, "max_num_batched_tokens": 48}
 PLAIN = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0, "max_num_batched_tokens": 1024}
 PLAIN |= {"enable_chunked_prefill": False}
+
+
+COMPACT = f"flowcut(target_num={BUDGET},decoder_layer=none)"
+ORIGINAL = f"flowcut_plus(target_num={BUDGET})"
 
 
 @dataclass(frozen=True)
@@ -117,15 +132,14 @@ class Case:
 
     Attributes:
         uncut: tokens of every prompt with nothing cut.
-        truth: greedy tokens with the method attached.
+        truth: greedy answers with a method attached, by method.
         silent: tokens that are never chosen.
     """
 
     folder: Path
-    method: str
     asked: list[Asked]
     uncut: list[int]
-    truth: list[list[int]]
+    truth: dict[str, list[Answer]]
     silent: list[int]
 
 
@@ -144,22 +158,33 @@ def made(family: str, folder: Path) -> Case:
     model, processor = checkpoints.FAMILIES[family]()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    method = f"flowcut(target_num={BUDGET},decoder_layer=none)"
     asked = prompts(family)
     silent = [token for token in range(100, 160) if token < model.config.get_text_config().vocab_size]
-    truth = expected(model, processor, make_method(method), asked, silent)
+    truth = {method: expected(model, processor, make_method(method), asked, silent) for method in (COMPACT, ORIGINAL)}
     uncut = [len(processor(text=[one.text], images=one.pictures or None)["input_ids"][0]) for one in asked]
-    return Case(folder, method, asked, uncut, truth, silent)
+    return Case(folder, asked, uncut, truth, silent)
 
 
-@pytest.mark.parametrize("options", [CACHED, PLAIN], ids=["caches, chunks", "neither"])
+def check(got: list[Answer], truth: list[Answer]) -> None:
+    """The same tokens, with the same probabilities."""
+    assert [[token for token, _ in one] for one in got] == [[token for token, _ in one] for one in truth]
+    for one, other in zip(got, truth, strict=True):
+        assert [told for _, told in one] == pytest.approx([told for _, told in other], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [(COMPACT, CACHED), (ORIGINAL, PLAIN)], ids=["compact, caches, chunks", "original"]
+)
 @pytest.mark.parametrize("family", list(checkpoints.FAMILIES))
-def test_greedy_tokens_are_those_of_transformers(family: str, options: dict[str, Any], cases: dict[str, Case]) -> None:
+def test_answers_are_those_of_transformers(
+    family: str, method: str, options: dict[str, Any], cases: dict[str, Case]
+) -> None:
     case = cases[family]
-    with engine(case.folder, case.method, **options) as running:
-        tokens, lengths = answered(running, case.asked, case.silent)
+    overrides = ASK_FOR_POSITIONS if method == ORIGINAL and "qwen" not in family else {}
+    with engine(case.folder, method, overrides=overrides, **options) as running:
+        answers, lengths = answered(running, case.asked, case.silent)
         again, _ = answered(running, case.asked[:3], case.silent)
-    assert tokens == case.truth
-    assert again == case.truth[:3]
+    check(answers, case.truth[method])
+    check(again, case.truth[method][:3])
     for one, short, whole in zip(case.asked, lengths, case.uncut, strict=True):
         assert (short < whole) == bool(one.pictures)
