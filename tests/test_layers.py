@@ -25,6 +25,7 @@ LAYERS = (
     {"llava_files"},
     {"view"},
     {"harness"},
+    {"training"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.
