@@ -90,6 +90,7 @@ def engine(folder: Path, method: str, **options: Any) -> Iterator[Any]:
         max_model_len=1024,
         max_num_seqs=8,
         limit_mm_per_prompt={"image": 2, "video": 0},
+        logprobs_mode="processed_logprobs",
         seed=0,
         **options,
     )

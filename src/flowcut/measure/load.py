@@ -161,7 +161,7 @@ def ask(server: str, body: dict[str, Any]) -> tuple[float, int, int] | str:
                 if first is None and part.get("choices") and part["choices"][0]["delta"].get("content"):
                     first = time.perf_counter() - began
     except urllib.error.HTTPError as error:
-        return f"{error.code} {first_line(error.read().decode(errors='replace'))}"
+        return f"{error.code} {error.read().decode(errors='replace')[:300]}"
     except (OSError, ValueError) as error:
         return first_line(error)
     first = time.perf_counter() - began if first is None else first
