@@ -23,6 +23,9 @@ from ..inputs.pictures import first_line
 TIMEOUT = 600.0
 """Seconds that an answer may take."""
 
+KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+"""Endings of picture files, and what a data address calls their kind."""
+
 WATCHED = {
     "prompt_tokens": "vllm:prompt_tokens_total",
     "generated_tokens": "vllm:generation_tokens_total",
@@ -182,9 +185,25 @@ def body_of(model: str, url: str, question: str, max_tokens: int) -> dict[str, A
     }
 
 
+def picture_files(given: str | None) -> list[Path]:
+    """The pictures that are asked about, from a file or a folder.
+
+    Raises:
+        ValueError: none was named.
+        FileNotFoundError: there is none.
+    """
+    if given is None:
+        raise ValueError("Name what the servers are asked about: --image with a picture or a folder of pictures.")
+    path = Path(given)
+    found = sorted(one for one in path.iterdir() if one.suffix.lower() in KINDS) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise FileNotFoundError(f"No PNG or JPEG picture at {given}.")
+    return found
+
+
 def data_url(path: Path) -> str:
     """A picture file as the address that a request may hold."""
-    kind = "png" if path.suffix.lower() == ".png" else "jpeg"
+    kind = KINDS.get(path.suffix.lower(), "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
