@@ -26,7 +26,7 @@ def test_separators_stay_and_tiles_share() -> None:
 
 
 def test_positions_of_a_cut_prompt_are_those_of_the_uncut_one() -> None:
-    whole, places = uncut_places([5, 1, 1, 6, 1, 7], 1, [4, 3])
+    whole, places = uncut_places([5, 1, 1, 6, 1, 7], 1, [2, 1], [4, 3])
     assert whole == [5, 1, 1, 1, 1, 6, 1, 1, 1, 7]
     assert places == [0, 1, 1, 5, 6, 9]
     visual = torch.tensor([False, True, True, False, True, False])
@@ -34,8 +34,9 @@ def test_positions_of_a_cut_prompt_are_those_of_the_uncut_one() -> None:
     offsets = torch.tensor([[1], [3], [2]])
     positions = moved(torch.tensor([[*places, 77, 78]]), visual, offsets)
     assert positions.tolist() == [[0, 2, 4, 5, 8, 9, 77, 78]]
-    with pytest.raises(FlowCutError, match="1 runs"):
-        uncut_places([5, 1, 6], 1, [4, 4])
+    assert uncut_places([5, 1, 1, 1, 6], 1, [2, 1], [3, 2])[1] == [0, 1, 1, 4, 6]
+    with pytest.raises(FlowCutError, match="1 placeholders"):
+        uncut_places([5, 1, 6], 1, [1, 1], [4, 4])
 
 
 def test_tiles_of_a_picture_go_together() -> None:

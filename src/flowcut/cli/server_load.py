@@ -14,7 +14,6 @@ from rich.table import Table
 
 from .options import RunOptions, printable, progress_bar, quiet_libraries, user_errors
 
-
 HEADINGS = ("server", "prompt tokens", "requests/s", "of the first", "first token s (90%)", "tokens/s", "cache")
 
 

@@ -76,37 +76,43 @@ def per_picture(entries: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
     return pictures
 
 
-def uncut_places(ids: Sequence[int], token: int, counts: Sequence[int]) -> tuple[list[int], list[int]]:
+def uncut_places(
+    ids: Sequence[int], token: int, kept: Sequence[int], uncut: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """A cut prompt with all placeholders of its pictures back, and where each of its own tokens stands there.
 
     Args:
-        ids: the cut prompt; a picture's placeholders stand together.
+        ids: the cut prompt.
         token: the placeholder.
-        counts: placeholders of every uncut picture.
+        kept: how many of them stand for each picture (or each tile that stands apart), in order.
+        uncut: how many would stand for it uncut.
 
     Returns:
         The ids of the uncut prompt, and for every token of the cut one its place in it; a picture's kept tokens have
         the place of its first one, as it is not known yet which they are (see :func:`moved`).
 
     Raises:
-        FlowCutError: there are not as many runs of placeholders as pictures.
+        FlowCutError: the prompt has more or fewer placeholders.
     """
-    runs = runs_of(ids, token)
-    if len(runs) != len(counts):
-        raise FlowCutError(f"The prompt has {len(runs)} runs of placeholders for {len(counts)} picture(s).")
+    if sum(one == token for one in ids) != sum(kept):
+        raise FlowCutError(
+            f"The prompt has {sum(one == token for one in ids)} placeholders for pictures of {list(kept)} visual tokens."
+        )
     whole: list[int] = []
     places: list[int] = []
-    last = 0
-    for (start, stop), count in zip(runs, counts, strict=True):
-        for one in ids[last:start]:
+    left = zip(kept, uncut, strict=True)
+    standing = 0
+    for one in ids:
+        if one != token:
             places.append(len(whole))
             whole.append(one)
-        places += [len(whole)] * (stop - start)
-        whole += [token] * count
-        last = stop
-    for one in ids[last:]:
-        places.append(len(whole))
-        whole.append(one)
+            continue
+        if not standing:
+            standing, count = next(left)
+            start = len(whole)
+            whole += [token] * count
+        places.append(start)
+        standing -= 1
     return whole, places
 
 

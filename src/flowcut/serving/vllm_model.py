@@ -33,8 +33,9 @@ from ..trace import ImageTrace
 from .choice import ASK_FOR_POSITIONS, identity_of, method_for
 from .placeholders import CHANNELS, coded, decoded, in_parts, moved, per_picture, runs_of, shortened, uncut_places
 
-PARTS, UNCUT = "flowcut_parts", "flowcut_uncut"
-"""Fields of a picture beside vLLM's: how many runs of placeholders stand for it, and how many placeholders uncut."""
+PARTS, KEPT, UNCUT = "flowcut_parts", "flowcut_kept", "flowcut_uncut"
+"""Fields of a picture beside vLLM's: how many runs of placeholders stand for it, and how many placeholders, cut and
+uncut."""
 
 
 class CutProcessingInfo(MultiModalProcessingInfo):
@@ -84,22 +85,22 @@ class CutProcessor(MultiModalProcessor):
             return inputs
         images = mm_items.get_items("image", ImageProcessorItems)
         short: list[list[int]] = []
-        parts: list[int] = []
-        uncut: list[int] = []
-        for number, own in enumerate(torch.split(ids, sizes.tolist())):
-            size = images.get_image_size(number)
+        fields: dict[str, list[int]] = {PARTS: [], KEPT: [], UNCUT: []}
+        for place, own in enumerate(torch.split(ids, sizes.tolist())):
+            size = images.get_image_size(place)
             # The placeholder is what an expansion repeats most.
             token, stands = int(own.mode().values), own.tolist()
-            short.append(shortened(stands, token, self.info.count(size.height, size.width)))
-            parts.append(len(runs_of(stands, token)))
-            uncut.append(stands.count(token))
+            kept = self.info.count(size.height, size.width)
+            short.append(shortened(stands, token, kept))
+            for name, number in ((PARTS, len(runs_of(stands, token))), (KEPT, kept), (UNCUT, stands.count(token))):
+                fields[name].append(number)
         inputs["image_replacement_ids"] = torch.tensor([one for own in short for one in own])
         inputs["image_replacement_sizes"] = torch.tensor([len(own) for own in short])
-        inputs[PARTS], inputs[UNCUT] = torch.tensor(parts), torch.tensor(uncut)
+        inputs.update({name: torch.tensor(numbers) for name, numbers in fields.items()})
         return inputs
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
-        own = [name for name in (PARTS, UNCUT) if name in hf_inputs]
+        own = [name for name in (PARTS, KEPT, UNCUT) if name in hf_inputs]
         rest = BatchFeature({name: value for name, value in hf_inputs.items() if name not in own})
         fields = dict(super()._get_mm_fields_config(rest, hf_processor_mm_kwargs))
         hf_inputs.pop("attention_mask", None)
@@ -205,7 +206,7 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
             raise FlowCutError("flowcut's plug-in cuts pictures; videos are not served with it yet.")
         rows = num_patches.flatten().tolist()
         parts = kwargs.pop(PARTS).flatten().tolist()
-        kwargs.pop(UNCUT)
+        del kwargs[KEPT], kwargs[UNCUT]
         if isinstance(pixel_values, Tensor):
             return self._encoded(pixel_values, rows, parts, kwargs)
         pictures: list[Tensor] = []
@@ -238,18 +239,18 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
         return per_picture(entries, rows)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
-        known = MultiModalFeatureSpec.gather_kwargs(mm_features, {UNCUT, PARTS, "image_grid_thw"})
-        counts = [
-            int(uncut) // int(parts)
-            for uncut, parts in zip(known.get(UNCUT, []), known.get(PARTS, []), strict=True)
-            for _ in range(int(parts))
-        ]
-        whole, places = uncut_places(input_tokens, self.placeholder, counts)
+        known = MultiModalFeatureSpec.gather_kwargs(mm_features, {PARTS, KEPT, UNCUT, "image_grid_thw"})
+        parts = [int(runs) for runs in known.get(PARTS, [])]
+        kept, uncut = (
+            [int(count) // runs for count, runs in zip(known.get(name, []), parts, strict=True) for _ in range(runs)]
+            for name in (KEPT, UNCUT)
+        )
+        whole, places = uncut_places(input_tokens, self.placeholder, kept, uncut)
         if not self.grid:
             return torch.tensor([places] * 3), len(whole) - len(input_tokens)
         asked: dict[str, Any] = {"input_ids": torch.tensor([whole])}
         asked["mm_token_type_ids"] = (asked["input_ids"] == self.placeholder).int()
-        if counts:
+        if kept:
             asked["image_grid_thw"] = torch.stack([grid.flatten() for grid in known["image_grid_thw"]])
         positions, delta = self.model.get_rope_index(**asked)
         # What is added to a token's number in the cut prompt to have its position.
