@@ -94,14 +94,13 @@ def uncut_places(
     Raises:
         FlowCutError: the prompt has more or fewer placeholders.
     """
-    if sum(one == token for one in ids) != sum(kept):
-        raise FlowCutError(
-            f"The prompt has {sum(one == token for one in ids)} placeholders for pictures of {list(kept)} visual tokens."
-        )
+    standing = sum(one == token for one in ids)
+    if standing != sum(kept):
+        raise FlowCutError(f"The prompt has {standing} placeholders for pictures of {list(kept)} visual tokens.")
     whole: list[int] = []
     places: list[int] = []
     left = zip(kept, uncut, strict=True)
-    standing = 0
+    standing = start = 0
     for one in ids:
         if one != token:
             places.append(len(whole))
