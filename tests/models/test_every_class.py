@@ -52,8 +52,11 @@ def model_and_samples(model_type: str) -> tuple[Any, list[families.Sample]]:
 
 @cache
 def eager_model(model_type: str) -> Any:
-    """The same model with attention that torch's counter sees."""
-    return tiny_classes.tiny_model(model_type, attention="eager")
+    """The same model with attention and experts that torch's counter sees."""
+    model = tiny_classes.tiny_model(model_type, attention="eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    return model
 
 
 def refusal(model: Any, method: Method) -> str:
