@@ -74,7 +74,7 @@ class General(ModelFamily):
         if reading is not None and encoder.config.model_type in LAYOUTS:
             tower, projector = find_tower(encoder.get_submodule(reading.inside)), projector_of(base)
         else:
-            merge = MERGES.get(type(base).__name__) or getattr(model.config, "spatial_merge_size", 1)
+            merge = MERGES.get(type(base).__name__) or int(getattr(model.config, "spatial_merge_size", 1))
             tower, projector = find_packed_tower(encoder, merge) or (whole_tower(encoder), nn.Identity())
             if tower.packing is not None and tower.packing.restores:
                 projector = projector_of(base)

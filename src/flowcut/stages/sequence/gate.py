@@ -127,13 +127,13 @@ class SequenceStage(Stage):
             if module is self.parts.base and not self.decoder.layers:
                 del kwargs[STEP]
             return original(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            # The hooks saw the call; a graph must not end in the middle of a block.
-            return original(*args, **kwargs)
         current = at_work(self.owner)
         if self.closed or (current is not None and current.announced is module):
             if current is not None:
                 current.announced = None
+            if torch.compiler.is_compiling():
+                # A graph cannot end in the middle of a block.
+                return original(*args, **kwargs)
             with self._interruptible(module):
                 return original(*args, **kwargs)
         return module(*args, **kwargs)

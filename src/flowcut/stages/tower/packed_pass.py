@@ -15,7 +15,7 @@ from ...methods.views import LayerView
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from .packed_image import PackedImage, Reduction, pairs_of_images
-from .shared import check_bias, seeds_of
+from .shared import check_bias, name_of, seeds_of
 
 SEGMENTS = {"cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k"}
 """Arguments of layers that say where segments begin and end."""
@@ -56,6 +56,7 @@ class PackedPass:
         self.arrangement: Tensor | None = None
         for image, own in zip(self.images, pixels, strict=True):
             image.seeds = partial(seeds_of, own.reshape(1, -1))
+            image.model = name_of(parts)
         self.cuts = any(image.cut for image in self.images)
         self.alive: dict[int, Tensor] = {}
         self.chunks: dict[int, list[tuple[Tensor, ...]]] = {}
