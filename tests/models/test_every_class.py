@@ -209,7 +209,7 @@ def test_flops_are_those_of_torchs_counter(model_type: str, name: str, monkeypat
 
     def counted() -> int:
         scoring.clear()
-        with FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(**inputs, use_cache=False)
         counts = counter.get_flop_counts()
         return counter.get_total_flops() - sum(scoring) - sum(counts[f"{type(model).__name__}.lm_head"].values())
