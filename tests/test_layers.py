@@ -24,8 +24,7 @@ LAYERS = (
     {"tasks"},
     {"llava_files"},
     {"view"},
-    {"harness"},
-    {"training"},
+    {"harness", "training"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.

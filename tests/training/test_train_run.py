@@ -21,7 +21,7 @@ from flowcut import FlowCut
 from flowcut.attaching import handle_of
 from flowcut.checkpoints.memory import read_memory
 from flowcut.cli import app
-from flowcut.training.config import read_config
+from flowcut.training.reading import read_config
 from flowcut.training.run import train
 from flowcut.training.trainer import CutTrainer
 

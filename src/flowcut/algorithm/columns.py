@@ -36,23 +36,27 @@ class ColumnCut:
         """Rows ``[B, L, ...]`` shortened to ``[B, K, ...]``, with ``filler`` in the padding."""
         trailing = [1] * (values.dim() - 2)
         index = self.index.to(values.device).reshape(*self.index.shape, *trailing)
+        taken = values.gather(1, index.expand(*self.index.shape, *values.shape[2:]))
+        if self.even:
+            return taken
         real = self.real.to(values.device).reshape(*self.real.shape, *trailing)
-        return values.gather(1, index.expand(*self.index.shape, *values.shape[2:])).masked_fill(~real, filler)
+        return taken.masked_fill(~real, filler)
 
     def then(self, later: ColumnCut) -> ColumnCut:
         """This plan followed by ``later``, which chooses among the columns that this one leaves."""
+        even = self.even and later.even
         return ColumnCut(
             self.index.gather(1, later.index),
-            self.real.gather(1, later.index) & later.real,
+            later.real if even else self.real.gather(1, later.index) & later.real,
             self.source_length,
             self.whole and later.whole,
-            self.even and later.even,
+            even,
             self.unpadded,
         )
 
     def columns(self) -> Tensor:
         """``[B, K]``: the source column of every column, -1 in padding."""
-        return self.index.masked_fill(~self.real, -1)
+        return self.index if self.even else self.index.masked_fill(~self.real, -1)
 
     def stay(self) -> Tensor:
         """Boolean ``[B, L]``: which source columns stay."""
@@ -67,7 +71,7 @@ class ColumnCut:
         rows, left = self.index.shape
         numbers = self.index.new_full((rows, self.source_length + 1), -1)
         # Padding goes to one slot more.
-        index = self.index.masked_fill(~self.real, self.source_length)
+        index = self.index if self.even else self.index.masked_fill(~self.real, self.source_length)
         numbers = numbers.scatter(1, index, torch.arange(left, device=index.device).expand(rows, left))
         return numbers[:, :-1]
 

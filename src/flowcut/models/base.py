@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -167,6 +168,7 @@ class ImageLayout:
         spread: whether the projector sees what is left of a picture at its uncut place, among zeros; it then works on
             all of its tokens, and those that were cut are left out behind it.
         blocked: why patches cannot be cut in the tower, where that is so, else empty.
+        plain: whether the tokens are the patches of one tile in their order, behind the prefix tokens.
         handed_out: what one entry of the features is that ``get_image_features`` and its like hand out: all of an image
             (or video), a row of the tower's batch, or all images of a sample.
     """
@@ -180,6 +182,7 @@ class ImageLayout:
     blend: tuple[Tensor, Tensor] | None = None
     spread: bool = False
     blocked: str = ""
+    plain: bool = False
     handed_out: Literal["image", "row", "sample"] = "image"
 
 
@@ -237,6 +240,11 @@ class ModelFamily(ABC):
             grid: patches of one row, (height, width).
             options: arguments of the call, and under :data:`MODALITY` what it encodes.
         """
-        patches = torch.arange(grid[0] * grid[1])
-        tokens = torch.cat([torch.full((choice.visible_prefix,), PREFIX), patches])
-        return [ImageLayout(1, grid, tokens, complete=True)] * images
+        return [plain_layout(choice.visible_prefix, grid)] * images
+
+
+@cache
+def plain_layout(prefix: int, grid: tuple[int, int]) -> ImageLayout:
+    """One grid, row by row, behind prefix tokens."""
+    tokens = torch.cat([torch.full((prefix,), PREFIX), torch.arange(grid[0] * grid[1])])
+    return ImageLayout(1, grid, tokens, complete=True, plain=True)

@@ -19,10 +19,11 @@ from ..errors import FlowCutError
 from ..methods import Method
 from ..methods.naming import describe
 from .collating import Collator, blank_row
-from .config import UNCUT, TrainConfig, named_method
+from .config import UNCUT, TrainConfig
 from .conversation import Conversations
 from .dataset import SampleSet
 from .preparing import Prepared, prepare, template_of
+from .reading import named_method
 from .samples import BadSamples, Sample, read_samples
 from .trainer import RUN, CutTrainer, RunCallback, write_run
 

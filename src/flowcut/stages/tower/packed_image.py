@@ -59,6 +59,7 @@ class PackedImage:
         self.size = packing.group if method.cuts_groups() else 1
         self.units = self.patches // self.size
         self.seeds: Callable[[], tuple[int, ...]] = tuple
+        self.model = ""
         self.sources: Tensor | None = None
         self.cut_behind: list[int] = []
         self.tokens = self.groups
@@ -85,7 +86,15 @@ class PackedImage:
     def choose(self, view: LayerView, depth: int, method: Method) -> Tensor | None:
         """Let the image's policy see a layer; the patches that stay, as positions among its own, or ``None``."""
         if self.policy is None:
-            tower = TowerPass(self.units, (self.target,), depth + 1, view.query.device, packed=True, seeds=self.seeds)
+            tower = TowerPass(
+                self.units,
+                (self.target,),
+                depth + 1,
+                view.query.device,
+                packed=True,
+                model=self.model,
+                seeds=self.seeds,
+            )
             self.policy = method.vision_policy(tower)
         self.policy.observe(view)
         selection: Selection | None = self.policy.select(view.layer)
