@@ -13,16 +13,18 @@ from shipped import require_mini
 from torch import Tensor
 
 from flowcut import FlowCutPlus, attach, make_method
+from flowcut.algorithm.coverage import largest_coverage
 from flowcut.algorithm.determinant import centred, largest_determinant
 from flowcut.checkpoints import mini
 from flowcut.checkpoints.loading import load_model
 from flowcut.inputs.prompting import many_inputs
-from flowcut.methods.flowcut_plus import (
+from flowcut.methods.flowcut_plus import RelevantPolicy
+from flowcut.methods.flowcut_plus_choice import (
     ANCHORS,
-    RelevantPolicy,
     chosen,
     competing,
     halfway,
+    merged_into,
     novelty,
     question_relevance,
 )
@@ -43,18 +45,66 @@ def traces_of(model: Any, method: FlowCutPlus) -> Any:
 
 def test_half_of_what_has_to_go_goes_in_the_middle() -> None:
     # 36 patches and CLS; 6 of its layers are cut after, the last one from its output.
-    for trace in traces_of(tiny.tiny_model(), FlowCutPlus(target_num=TARGET)):
-        assert trace.tokens_after_layer[:6] == [37, 37, 37, 23, 23, 23]
-        assert trace.tokens_after_layer[6] == TARGET + 1
+    for early, before in (("repeated", 3), ("flow", 3), ("merged", 2)):
+        for trace in traces_of(tiny.tiny_model(), FlowCutPlus(target_num=TARGET, early=early)):
+            assert trace.tokens_after_layer[:6] == [37] * before + [23] * (6 - before)
+            assert trace.tokens_after_layer[6] == TARGET + 1
+
+
+def test_every_patch_is_part_of_what_it_is_most_like() -> None:
+    features = drawn(2, 8, 5)
+    index = torch.tensor([[0, 3, 4, 6], [1, 4, 0, 0]])
+    counts = (4, 2)
+    weights = merged_into(features, index, counts, centre=False)
+    assert weights[1, 2:].count_nonzero() == 0
+    for row, count in enumerate(counts):
+        kept = index[row, :count].tolist()
+        for place in range(8):
+            likeness = [float(torch.cosine_similarity(features[row, place], features[row, one], dim=0)) for one in kept]
+            own = kept.index(place) if place in kept else likeness.index(max(likeness))
+            assert weights[row, :, place].nonzero().flatten().tolist() == [own]
+
+
+def test_what_is_merged_counts_in_attention_as_often_as_it_stands_for() -> None:
+    model = tiny.tiny_model()
+    method = FlowCutPlus(target_num=TARGET, relevance="text")
+    for trace in traces_of(model, method):
+        (tile,) = trace.tiles
+        assert tile.merged is not None and tile.handed_on is not None
+        sizes = tile.merged.sum(dim=1).float()
+        assert torch.equal(tile.handed_on[:, 1], sizes) and int(sizes.sum()) == 36
+        assert bool((sizes > 1).any())
+
+
+@torch.no_grad()
+def test_copies_that_are_merged_change_nothing() -> None:
+    """Attention to a token that counts twice is attention to two that are equal."""
+    model = tiny.tiny_model()
+    tower = model.model.vision_tower
+    tower.embeddings.position_embedding.weight.zero_()
+    patch = tower.config.patch_size
+    side = tiny.pictures(1).shape[-1] // patch
+    # Two kinds of patches in turns, so that every fourth patch has both.
+    kinds = drawn(2, 3, patch, patch)
+    places = torch.arange(side * side) // ANCHORS % 2
+    tiles = kinds[places].reshape(side, side, 3, patch, patch)
+    picture = tiles.permute(2, 0, 3, 1, 4).reshape(1, 3, side * patch, side * patch)
+    whole = model.get_image_features(picture).pooler_output[0]
+    with attach(model, FlowCutPlus(target_num=TARGET, relevance="text")):
+        output = model.get_image_features(picture)
+    kept = output.flowcut_images[0].kept
+    torch.testing.assert_close(output.pooler_output[0], whole[kept], rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_early_cut_the_choice_is_that_of_the_uncut_tower() -> None:
     model = tiny.tiny_model()
-    method = FlowCutPlus(target_num=TARGET, early="none", quality=0.0)
     with torch.no_grad():
         states = model.model.vision_tower(tiny.pictures(3), output_hidden_states=True).hidden_states[-2][:, 1:]
-    expected = largest_determinant(centred(states), torch.ones(3, 36), (TARGET,) * 3)
-    assert [trace.kept.tolist() for trace in traces_of(model, method)] == expected.tolist()
+    for diversity, centre in (("coverage", False), ("coverage", True), ("determinant", True)):
+        method = FlowCutPlus(target_num=TARGET, early="none", quality=0.0, diversity=diversity, centre=centre)
+        greedy = largest_coverage if diversity == "coverage" else largest_determinant
+        expected = greedy(centred(states) if centre else states, torch.ones(3, 36), (TARGET,) * 3)
+        assert [trace.kept.tolist() for trace in traces_of(model, method)] == expected.tolist()
 
 
 def test_without_difference_the_best_by_flow_stay() -> None:
@@ -105,11 +155,14 @@ def test_frames_compete_and_each_keeps_its_best() -> None:
     # Two frames that are equal, and one that differs.
     states = torch.cat([frame, frame + 1e-4 * drawn(1, 8, 6, seed=3), drawn(1, 8, 6, seed=2)])
     strength = torch.ones(3, 8) + 0.01 * drawn(3, 8, seed=4)
-    kept = competing(FlowCutPlus(target_num=12), states, strength, (4, 4, 4), (8, 8, 8))
-    lengths = [len(row) for row in kept]
-    assert sum(lengths) == 12 and min(lengths) >= 1
-    assert lengths[2] > max(lengths[:2])
-    assert all(int(best) in row.tolist() for best, row in zip(strength.argmax(dim=1), kept, strict=True))
+    best = strength.argmax(dim=1).tolist()
+    for diversity in ("coverage", "determinant"):
+        kept = competing(FlowCutPlus(target_num=12, diversity=diversity), states, strength, (4, 4, 4), (8, 8, 8))
+        first, second, other = (set(row.tolist()) for row in kept)
+        assert len(first) + len(second) + len(other) == 12
+        assert {best[0]} <= first and {best[1]} <= second and {best[2]} <= other
+        # What the second frame repeats is not kept twice, but for what each frame keeps anyway.
+        assert first & second <= {best[0], best[1]}
 
 
 def test_the_padding_of_a_frame_is_never_kept() -> None:
@@ -141,12 +194,14 @@ def test_the_question_decides_only_where_it_is_asked_to() -> None:
 def test_relevance_and_flow_both_have_their_say_behind_the_projector() -> None:
     features, text, strength = drawn(12, 6), drawn(3, 6, seed=1), drawn(12, seed=2).exp()
     states = drawn(12, 7, seed=3)
-    handed_on = torch.cat([strength[:, None], states], dim=1)
+    size = torch.arange(1.0, 13.0)
+    handed_on = torch.cat([strength[:, None], size[:, None], states], dim=1)
     view = ProjectedView(features, torch.arange(12), (3, 4), text, 5, handed_on)
     for power, exponent in ((0.5, 0.5), (1.0, 0.0), (0.0, 1.0)):
         method = FlowCutPlus(target_num=5, relevance="text", relevance_power=power, quality=exponent)
-        quality = question_relevance(features, text) ** power * strength**exponent
-        expected = largest_determinant(centred(states[None]), quality[None], (5,))[0]
+        relevance = question_relevance(features, text) ** power
+        quality = relevance * strength**exponent
+        expected = largest_coverage(states[None], quality[None], (5,), (size * relevance**2)[None])[0]
         assert RelevantPolicy(method).select(view).tolist() == expected.tolist()
 
 
@@ -188,6 +243,7 @@ def test_on_the_shipped_model_it_counts_at_most_two_percent_more_flops_than_flow
         ("early_quality", -0.1),
         ("diversity", "x"),
         ("early", "x"),
+        ("criteria", "x"),
         ("relevance", 1),
     ],
 )
@@ -214,5 +270,5 @@ def test_the_tower_hands_on_what_belongs_to_the_projected_tokens() -> None:
         model(input_ids=torch.tensor([tiny.prompt()]), pixel_values=tiny.pictures(1))
     (view,) = seen
     assert view.handed_on is not None and len(view.handed_on) == halfway(36, TARGET)
-    projected = model.model.multi_modal_projector(view.handed_on[:, 1:])
+    projected = model.model.multi_modal_projector(view.handed_on[:, 2:])
     torch.testing.assert_close(projected, view.features)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -28,6 +29,11 @@ from .options import (
     warn_of_budget,
 )
 from .tables import print_comparison
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..methods import Method
 
 
 def compare_command(
@@ -83,21 +89,43 @@ def compare_command(
                 methods = ",".join([*own, *METHODS])
             chosen = make_methods(methods, budget, ratio)
             warn_of_budget(memory, chosen, options.errors)
-        with opened_model(options) as (loaded, status):
-            from ..measure.compare import compare
+        show_comparison(picture, image, question, chosen, options)
 
-            status.update(f"Answering {(len(chosen) + 1) * (repeats + 1)} times ...")
-            result = compare(loaded, chosen, picture, question, max_new_tokens=max_new_tokens, repeats=repeats)
-            if output is not None:
-                from ..view.comparison import save_comparison
-                from ..view.overlay import seen_pixels
 
-                status.update("Drawing ...")
-                pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, result.image)
-                save_comparison(output, pixels, result)
-        if as_json:
-            typer.echo(json.dumps({"model": model, "image": image, **result.as_dict()}))
-            return
-        print_comparison(Console(), result)
-        if output is not None:
-            Console(soft_wrap=True).print(f"Picture written to {printable(output)}")
+def show_comparison(
+    picture: Image.Image, name: str, question: str, methods: Sequence[Method], options: RunOptions
+) -> None:
+    """Load the model, answer uncut and with every method, draw what each kept, print it all.
+
+    Args:
+        picture: RGB.
+        name: what the report calls it.
+        question: what is asked.
+        methods: what to compare.
+        options: of the command.
+    """
+    with opened_model(options) as (loaded, status):
+        from ..measure.compare import compare
+
+        status.update(f"Answering {(len(methods) + 1) * (options.repeats + 1)} times ...")
+        result = compare(
+            loaded,
+            methods,
+            picture,
+            question,
+            max_new_tokens=options.max_new_tokens,
+            repeats=options.repeats,
+        )
+        if options.drawing is not None:
+            from ..view.comparison import save_comparison
+            from ..view.overlay import seen_pixels
+
+            status.update("Drawing ...")
+            pixels = seen_pixels(result.pixel_values, loaded.processor.image_processor, picture, result.image)
+            save_comparison(options.drawing, pixels, result)
+    if options.as_json:
+        typer.echo(json.dumps({"model": options.model, "image": name, **result.as_dict()}))
+        return
+    print_comparison(Console(), result)
+    if options.drawing is not None:
+        Console(soft_wrap=True).print(f"Picture written to {printable(options.drawing)}")

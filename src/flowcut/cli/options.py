@@ -55,7 +55,6 @@ class RunOptions:
         device, dtype: by name; None for the best one here.
         drawing: the picture to draw into, if any.
         as_json: whether to print JSON.
-        warm_up: see :func:`~flowcut.measure.run.run`; only the CPU does without.
         errors: where everything but the result is printed.
     """
 
@@ -66,7 +65,6 @@ class RunOptions:
     dtype: str | None = None
     drawing: Path | None = None
     as_json: bool = False
-    warm_up: bool = True
     errors: Console = field(default_factory=lambda: Console(stderr=True))
 
 

@@ -153,8 +153,7 @@ def show_run(subject: Subject, method: Method, options: RunOptions) -> None:
     with opened_model(options) as (loaded, status):
         from ..measure.run import run
 
-        warm_up = options.warm_up or loaded.device.type != "cpu"
-        status.update(f"Answering {2 * options.repeats + 1 + warm_up} times, with and without {method.name} ...")
+        status.update(f"Answering {2 * options.repeats + 2} times, with and without {method.name} ...")
         result = run(
             loaded,
             method,
@@ -162,7 +161,6 @@ def show_run(subject: Subject, method: Method, options: RunOptions) -> None:
             subject.question,
             max_new_tokens=options.max_new_tokens,
             repeats=options.repeats,
-            warm_up=warm_up,
         )
         if options.drawing is not None:
             status.update("Drawing ...")

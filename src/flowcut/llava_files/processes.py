@@ -72,6 +72,8 @@ def work(job: Job, share: Share, report: Report, alive: Callable[[], bool] = lam
         square,
         lambda message: report("trouble", message),
     )
+    if not alive():
+        return
     with Parts(job.output, share.identity, len(share.places)).part(share.run, share.process) as part:
         for entries in asker.ask(chosen_questions(job, share), job.batch_size):
             part.add(entries)

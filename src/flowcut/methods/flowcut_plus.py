@@ -1,4 +1,4 @@
-"""FlowCut+: flow says what matters, a determinant says what is already said. Ours; see docs/flowcut-plus.md."""
+"""FlowCut+: flow says what matters, coverage says what is already said. Ours; see docs/flowcut-plus.md."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..algorithm import determinant, flow
-from ..algorithm.selection import counts_mask, gather_tokens, top_in_order
+from ..algorithm import flow
+from ..algorithm.selection import gather_tokens, top_in_order
 from .base import Method, Positions
 from .flowcut import FlowCutDecoderPolicy
+from .flowcut_plus_choice import chosen, competing, halfway, merged_into, novelty, question_relevance
 from .policies import DecoderPolicy, ProjectorPolicy, VisionPolicy
-from .saliency import check_finite, unit
-from .views import LayerView, OutputView, ProjectedView, Selection, TowerPass
-
-ANCHORS = 4
-"""One in so many patches always stays in the middle of the tower."""
+from .saliency import check_finite
+from .views import LayerView, Merge, OutputView, ProjectedView, Selection, TowerPass
 
 ALLOWED = {
-    "diversity": ("determinant", "none"),
-    "early": ("repeated", "flow", "none"),
+    "criteria": ("relation", "all"),
+    "diversity": ("coverage", "determinant", "none"),
+    "early": ("merged", "repeated", "flow", "none"),
     "relevance": ("none", "text"),
 }
 """Values of the fields that are words."""
@@ -29,48 +28,56 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class FlowCutPlus(Method):
-    """Half of what has to go goes in the middle of the tower; the rest is chosen for flow and difference together.
+    """Half of what has to go is merged in the middle of the tower; the rest is chosen for flow and coverage together.
 
-    1. Information flow (FlowCut's score: relation, semantic relevance, density) is gathered over the layers.
+    1. Information flow (the global token's attention, FlowCut's "relation") is gathered over the layers.
     2. In the middle of the tower half of the patches that have to go are cut, so that it costs no more than FlowCut.
-    3. Behind the last layer that is read, the patches are taken one by one that raise a determinant most: that of the
-       kernel ``q_i cos(x_i, x_j) q_j`` over features without their mean, where ``q`` is the flow to a small power. So a
-       patch counts for its flow, and for what no patch taken before has said.
+       Each of them is averaged into the patch that stays and is most like it, which then counts in attention for as
+       many patches as it stands for.
+    3. Behind the last layer that is read, the patches are taken one by one that add most coverage times flow to a small
+       power. A set covers a patch by its largest cosine to one of the set. So a patch counts for its flow, and for what
+       it says of the picture that no patch taken before has said.
 
-    With ``relevance="text"`` step 3 follows the projector and reads the prompt: ``q`` is multiplied by a power of what
-    CDPruner takes for a token's relevance to the question, of its projected features; differences are still those
-    between the tower's. Then the choice cannot be cached.
+    With ``relevance="text"`` step 3 follows the projector and reads the prompt. What CDPruner takes for a token's
+    relevance to the question, of its projected features, multiplies the flow of what covers, and squared the weight of
+    what is to be covered; likeness is still that of the tower's features. Then the choice cannot be cached.
 
     Tiles of one image share its budget equally; the frames of a video compete for theirs.
 
     Attributes:
         history: weight of the past in the gathered flow; 0 takes each layer's own.
+        criteria: ``"relation"``, or ``"all"``: with semantic relevance and density, as FlowCut.
         quality: exponent of the flow in step 3; 0 chooses for difference alone.
+        diversity: ``"coverage"``; ``"determinant"``: the patches that raise the determinant of
+            ``q_i cos(x_i, x_j) q_j`` most; or ``"none"``: the best by flow (step 3 of FlowCut itself).
         centre: whether the mean over the image's patches is subtracted from features before they are compared.
-        diversity: ``"determinant"``, or ``"none"``: the best by flow (step 3 of FlowCut itself).
-        early: which patches step 2 cuts. ``"repeated"``: every fourth patch stays, and of the others those go that are
-            most like one of these; ``"flow"``: those of least flow; ``"none"`` cuts nothing there.
-        early_quality: exponent of the flow in ``"repeated"``: how much it protects a patch that is like another.
-        relevance_power: exponent of the relevance.
+        early: which patches step 2 cuts. ``"merged"`` and ``"repeated"``: every fourth patch stays, and of the others
+            those go that are most like one of these; ``"merged"`` averages them into what stays (which needs ``sdpa``
+            or ``eager`` attention in the tower), ``"repeated"`` drops them. ``"flow"`` drops those of least flow;
+            ``"none"`` cuts nothing there.
+        early_quality: exponent of the flow in step 2: how much it protects a patch that is like another.
+        relevance_power: exponent of the relevance in the quality of a token; where coverage chooses, what is to be
+            covered weighs its square.
         relevance: ``"none"``, or ``"text"``: the question decides with.
         decoder_layer: a decoder layer behind which FlowCut's second cut follows, where the paper has one (LLaVA-NeXT,
             Qwen2-VL): twice the budget then enters the language model. ``None``: the tower cuts to the budget itself.
     """
 
     name: ClassVar[str] = "flowcut_plus"
-    summary: ClassVar[str] = "information flow times difference: a determinant over what the tower saw"
+    summary: ClassVar[str] = "information flow times coverage; what repeats is merged in the tower"
     stage: ClassVar[str] = "tower, or tower and behind the projector"
     ranks_pooled: ClassVar[bool] = True
 
     positions: Positions = "original"
     history: float = 0.5
+    criteria: Literal["relation", "all"] = "relation"
     quality: float = 0.5
-    centre: bool = True
-    diversity: Literal["determinant", "none"] = "determinant"
-    early: Literal["repeated", "flow", "none"] = "repeated"
+    diversity: Literal["coverage", "determinant", "none"] = "coverage"
+    centre: bool = False
+    early: Literal["merged", "repeated", "flow", "none"] = "merged"
     early_quality: float = 0.5
     relevance: Literal["none", "text"] = "none"
-    relevance_power: float = 0.5
+    relevance_power: float = 1.0
     decoder_layer: int | None = None
 
     def __post_init__(self) -> None:
@@ -120,78 +127,101 @@ class FlowCutPlusPolicy(VisionPolicy):
     def __init__(self, method: FlowCutPlus, tower: TowerPass) -> None:
         self.method = method
         self.tower = tower
-        self.early_layer = tower.last_layer // 2
+        # What is merged still passes the layer's MLP, so it goes one layer before what is dropped.
+        middle = tower.last_layer // 2
+        self.early_layer = max(middle - 1, 0) if method.early == "merged" else middle
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.flow: Tensor | None = None
-        self.view: LayerView | None = None
+        self.key: Tensor | None = None
+        self.size: Tensor | None = None
         self.states: Tensor | None = None
+        self._bias: Tensor | None = None
 
     def observe(self, view: LayerView) -> None:
         valid = None if view.valid is None else view.valid[:, view.prefix :]
-        relation = flow.share(flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid), valid)
-        semantic = flow.share(flow.semantic(view.value, view.prefix, valid=view.valid), valid)
-        score = flow.group_means(flow.score(relation, semantic, flow.density(view.value, view.prefix)), view.group)
-        self.flow = flow.accumulate(self.flow, score, self.method.history)
-        self.view = view
+        score = flow.share(flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid), valid)
+        if self.method.criteria == "all":
+            semantic = flow.share(flow.semantic(view.value, view.prefix, valid=view.valid), valid)
+            score = flow.score(score, semantic, flow.density(view.value, view.prefix))
+        self.flow = flow.accumulate(self.flow, flow.group_means(score, view.group), self.method.history)
+        if view.layer == self.early_layer:
+            self.key = view.key[:, :, view.prefix :].transpose(1, 2).flatten(2)
+
+    def bias(self, layer: int) -> Tensor | None:
+        return self._bias
 
     def select(self, layer: int) -> Selection | None:
-        view, self.view = self.view, None
-        if layer != self.early_layer or layer == self.tower.last_layer or self.method.early == "none":
+        if self.method.early == "merged":
             return None
-        assert self.flow is not None and view is not None
-        targets = self.tower.targets
-        if not self.method.cuts_projected:
-            targets = tuple(halfway(self.tower.patches, target) for target in targets)
-        if targets == self.counts:
-            return None
-        scores = self.flow
-        if self.method.early == "repeated":
-            features = view.key[:, :, view.prefix :].transpose(1, 2).flatten(2)
-            features = features.reshape(*self.flow.shape, -1)
-            scores = novelty(features, self.flow**self.method.early_quality, self.method.centre)
-        index = top_in_order(scores, targets)
-        self.flow = gather_tokens(self.flow, index)
-        self.counts = targets
-        return Selection(index, targets)
+        return self._early(layer)
 
-    def reduce(self, view: OutputView) -> Selection | None:
+    def reduce(self, view: OutputView) -> Selection | Merge | None:
         if view.layer != self.tower.last_layer:
-            return None
+            return self._early(view.layer) if self.method.early == "merged" else None
         assert self.flow is not None
         check_finite(view.layer, self.flow, view.states)
         self.states = view.states
         targets = self.tower.targets
         if targets == self.counts:
             return None
-        selection = self._choose(view.states, self.flow, targets, self.counts)
+        selection = self._choose(view.states, self.flow, targets, self.counts, self.size)
         self.flow, self.states = (gather_tokens(kept, selection.index) for kept in (self.flow, self.states))
         return selection
+
+    def _early(self, layer: int) -> Selection | Merge | None:
+        """The cut in the middle."""
+        if layer != self.early_layer or layer == self.tower.last_layer or self.method.early == "none":
+            return None
+        key, self.key = self.key, None
+        assert self.flow is not None and key is not None
+        targets = self.tower.targets
+        if not self.method.cuts_projected:
+            targets = tuple(halfway(self.tower.patches, target) for target in targets)
+        if targets == self.counts:
+            return None
+        features, scores = key.reshape(*self.flow.shape, -1), self.flow
+        if self.method.early != "flow":
+            scores = novelty(features, self.flow**self.method.early_quality, self.method.centre)
+        index = top_in_order(scores, targets)
+        self.flow = gather_tokens(self.flow, index)
+        self.counts = targets
+        if self.method.early != "merged":
+            return Selection(index, targets)
+        weights = merged_into(features, index, targets, self.method.centre)
+        self.size = weights.sum(dim=2)
+        # What fills up a row stands for nothing, and is hidden anyway.
+        self._bias = self.size.clamp(min=1.0).log()
+        return Merge(index, targets, weights / self.size.clamp(min=1.0)[..., None])
 
     def handed_on(self) -> Tensor | None:
         if not self.method.cuts_projected or self.flow is None or self.states is None:
             return None
-        return torch.cat([self.flow[..., None], self.states.float()], dim=2)
+        size = torch.ones_like(self.flow) if self.size is None else self.size
+        return torch.cat([self.flow[..., None], size[..., None], self.states.float()], dim=2)
 
     def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
         assert self.states is not None
         states = torch.matmul(weights.to(self.states.dtype), self.states)
         counts = (states.shape[1],) * len(states)
-        return self._choose(states, self.rank() @ weights.mT.float(), targets, counts)
+        return self._choose(states, self.rank() @ weights.mT.float(), targets, counts, None)
 
     def rank(self) -> Tensor:
         assert self.flow is not None
         return self.flow
 
-    def _choose(self, states: Tensor, strength: Tensor, targets: tuple[int, ...], counts: tuple[int, ...]) -> Selection:
+    def _choose(
+        self, states: Tensor, strength: Tensor, targets: tuple[int, ...], counts: tuple[int, ...], size: Tensor | None
+    ) -> Selection:
         """The patches that stay, of rows with ``counts`` real ones; the frames of a video compete for its budget."""
         quality = strength**self.method.quality
         if not self.tower.frames:
-            return chosen(self.method, states, quality, targets, counts)
+            return chosen(self.method, states, quality, targets, counts, size)
         rows: list[Tensor] = []
         first = 0
         for frames in self.tower.frames:
             own = slice(first, first + frames)
-            rows += competing(self.method, states[own], quality[own], targets[own], counts[own])
+            sizes = None if size is None else size[own]
+            rows += competing(self.method, states[own], quality[own], targets[own], counts[own], sizes)
             first += frames
         kept = tuple(len(row) for row in rows)
         return Selection(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), kept)
@@ -205,102 +235,13 @@ class RelevantPolicy(ProjectorPolicy):
 
     def select(self, view: ProjectedView) -> Tensor:
         # Without word from the tower (pooled frames), the projected features take the place of its own.
-        states, quality = view.features, view.features.new_ones(len(view.features))
+        states = view.features
+        quality = size = torch.ones(len(states), device=states.device)
         if view.handed_on is not None:
-            states, quality = view.handed_on[:, 1:], view.handed_on[:, 0] ** self.method.quality
+            states, size = view.handed_on[:, 2:], view.handed_on[:, 1]
+            quality = view.handed_on[:, 0] ** self.method.quality
         if len(view.text):
-            quality = quality * question_relevance(view.features, view.text) ** self.method.relevance_power
+            relevance = question_relevance(view.features, view.text) ** self.method.relevance_power
+            quality, size = quality * relevance, size * relevance.square()
         tokens = (len(view.features),)
-        return chosen(self.method, states[None], quality[None], (view.target,), tokens).index[0]
-
-
-def halfway(patches: int, target: int) -> int:
-    """What is left of ``patches`` when half of those that have to go are gone."""
-    return target + (patches - target) // 2
-
-
-def novelty(features: Tensor, protection: Tensor, centre: bool) -> Tensor:
-    """What a patch adds to every fourth one, for a cut of up to half of all; ``[B, N]``.
-
-    Every fourth patch stays (infinity). Another scores ``(1 - its largest cosine to one of these)`` times its
-    protection: what goes is like something that stays, or matters little.
-
-    Args:
-        features: ``[B, N, width]``.
-        protection: ``[B, N]``, positive.
-        centre: whether features are compared without their mean.
-    """
-    normed = unit(determinant.centred(features) if centre else features)
-    anchors = normed[:, ::ANCHORS]
-    scores = (1.0 - torch.matmul(normed, anchors.mT).amax(dim=2)).clamp(min=0.0) * protection
-    scores[:, ::ANCHORS] = float("inf")
-    return scores
-
-
-def question_relevance(features: Tensor, text: Tensor) -> Tensor:
-    """Mean cosine of every token ``[N, width]`` to the text ``[M, width]``, scaled to (0, 1], as CDPruner's."""
-    relevance = (unit(features) @ unit(text).T).mean(dim=1)
-    least, most = relevance.min(), relevance.max()
-    return (relevance - least + 1e-6) / (most - least).clamp(min=1e-6)
-
-
-def chosen(
-    method: FlowCutPlus,
-    states: Tensor,
-    quality: Tensor,
-    targets: tuple[int, ...],
-    counts: tuple[int, ...],
-    first: Tensor | None = None,
-) -> Selection:
-    """Step 3 for rows that do not compete.
-
-    Args:
-        states: ``[B, N, width]``.
-        quality: ``[B, N]``, the flow to its power, times that of the relevance.
-        targets: how many of each row stay.
-        counts: how many of each row are real.
-        first: see :func:`~flowcut.algorithm.determinant.largest_determinant`.
-    """
-    whole = [target == count for target, count in zip(targets, counts, strict=True)]
-    valid = None if min(counts) == states.shape[1] else counts_mask(counts, states.shape[1], states.device)
-    if method.diversity == "none":
-        ranked = quality if first is None else quality.scatter(1, first, float("inf"))
-        return Selection(top_in_order(ranked, targets, valid), targets)
-    features = determinant.centred(states, valid) if method.centre else states.float()
-    # A row that keeps everything takes no steps.
-    steps = tuple(0 if all_stay else target for target, all_stay in zip(targets, whole, strict=True))
-    index = determinant.largest_determinant(features, quality, steps, valid, first)
-    if any(whole):
-        every = torch.arange(max(targets), device=index.device)
-        index = torch.nn.functional.pad(index, (0, max(targets) - index.shape[1]))
-        lengths = torch.tensor(targets, device=index.device)[:, None]
-        everything = every.masked_fill(every >= lengths, 0)
-        index = torch.where(torch.tensor(whole, device=index.device)[:, None], everything, index)
-    return Selection(index, targets)
-
-
-def competing(
-    method: FlowCutPlus, states: Tensor, quality: Tensor, targets: tuple[int, ...], counts: tuple[int, ...]
-) -> list[Tensor]:
-    """Step 3 over all frames of one video; every frame keeps the best by quality at least.
-
-    Returns:
-        What each frame keeps, ascending.
-    """
-    frames, width = quality.shape
-    real = counts_mask(counts, width, states.device)
-    best = quality.masked_fill(~real, -1.0).argmax(dim=1)
-    starts = torch.tensor([sum(counts[:frame]) for frame in range(frames)], device=states.device)
-    # The real patches of all frames, one frame behind the other.
-    places = real.flatten().to(torch.uint8).sort(descending=True, stable=True).indices[: sum(counts)]
-    index = chosen(
-        method,
-        states.flatten(0, 1)[places][None],
-        quality.flatten()[places][None],
-        (sum(targets),),
-        (sum(counts),),
-        first=(starts + best)[None],
-    ).index[0]
-    kept = places[index]
-    lengths: list[int] = torch.bincount(kept // width, minlength=frames).tolist()
-    return list(torch.split(kept % width, lengths))
+        return chosen(self.method, states[None], quality[None], (view.target,), tokens, size[None]).index[0]

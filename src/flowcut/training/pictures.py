@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..inputs.clips import Clip, load_clip
-from ..inputs.pictures import decode_image, load_image
+from ..inputs.pictures import load_image
 
 
 class MediaStore(Protocol):
@@ -100,7 +100,7 @@ class ShardStore:
         return name in self._places
 
     def picture(self, name: str) -> Image.Image:
-        return decode_image(io.BytesIO(self._read(name)), name)
+        return load_image(io.BytesIO(self._read(name)), name)
 
     def size(self, name: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(self._read(name))) as image:

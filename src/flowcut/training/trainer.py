@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..attaching import attach, handle_of
+from ..attaching import Handle, attach, handle_of
 from ..checkpoints.loading import LoadedModel
 from ..methods import Method
 from .config import TrainConfig
@@ -88,7 +88,7 @@ class CutTrainer(Trainer):
         """One forward and backward pass, counted."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         handle = None if self.method is None else handle_of(self.prepared.model)
-        self.tally.add(inputs, None if handle is None else handle.trace)
+        self.tally.add(inputs, handle.trace if isinstance(handle, Handle) else None)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -14,22 +14,37 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from flowcut.models import find_parts
+from ..models import find_parts
 
 IMAGE, VIDEO, START, END = 1020, 1021, 1022, 1023
 VOCABULARY = {"vocab_size": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-LLAMA = {**VOCABULARY, "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
+LLAMA: dict[str, Any] = {**VOCABULARY, "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
 LLAMA |= {"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096}
-MISTRAL = {**LLAMA, "model_type": "mistral", "intermediate_size": 14336, "num_key_value_heads": 8}
-LLAMA3 = {**LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 8192}
-QWEN2 = {**LLAMA, "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944}
+MISTRAL: dict[str, Any] = {**LLAMA, "model_type": "mistral", "intermediate_size": 14336, "num_key_value_heads": 8}
+LLAMA3: dict[str, Any] = {
+    **LLAMA,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+QWEN2: dict[str, Any] = {**LLAMA, "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944}
 QWEN2 |= {"num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768}
 PLACES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
 PACKED_TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 PACKED_TOKENS |= {"vision_start_token_id": START, "vision_end_token_id": END}
-CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+CLIP: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+}
 CLIP |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14}
-SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27}
+SIGLIP: dict[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+}
 SIGLIP |= {"num_attention_heads": 16, "image_size": 384, "patch_size": 14}
 
 
