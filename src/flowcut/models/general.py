@@ -158,7 +158,7 @@ def masked_by_types(base: nn.Module) -> str:
 
 def tokens_per_image(base: Any) -> int:
     """Visual tokens of every image of a model that hands out those of a sample in one; 0 for others."""
-    return base.config.perceiver_config.resampler_n_latents if type(base).__name__ == "Idefics2Model" else 0
+    return int(base.config.perceiver_config.resampler_n_latents) if type(base).__name__ == "Idefics2Model" else 0
 
 
 def axes_of(decoder: nn.Module) -> int:
