@@ -26,7 +26,7 @@ from .towers import LAYOUTS, find_tower
 PLACEHOLDERS = ("image_token_id", "image_token_index")
 """Names under which configs hold the placeholder of a visual token."""
 
-PROJECTORS = ("multi_modal_projector", "aligner", "vision_projection", "projector")
+PROJECTORS = ("multi_modal_projector", "mm_projector", "aligner", "vision_projection", "projector")
 """Names of the module that maps a tower's features into the language model."""
 
 MERGES = {
