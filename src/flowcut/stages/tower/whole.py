@@ -92,7 +92,7 @@ class Recount:
 
     def __init__(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model = weakref.ref(encoder.__self__)
-        self._encoder = encoder.__name__
+        self._encoder: str = encoder.__name__
         self._args = tuple(shape_of(value) for value in args)
         self._kwargs = {name: shape_of(value) for name, value in kwargs.items()}
         self.tokens = 0
