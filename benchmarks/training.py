@@ -34,12 +34,12 @@ from typing import Annotated, Any
 import torch
 import typer
 from peft import LoraConfig, get_peft_model
-from real_sizes import CLIP, LLAMA, SUBJECTS, build, prompt
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcut import FlowCut, attach
+from flowcut.measure.real_sizes import CLIP, LLAMA, SUBJECTS, build, prompt
 from flowcut.models import find_parts
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}

@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from flowcut.measure.kernels import KernelCounter
+from flowcut.stages.sequence.cache_argument import CACHE
 
-GRID = 12
+GRID = 24
 PATCHES = GRID * GRID
-TARGET = 16
+TARGET = 64
 WORDS = 31
 
 
@@ -55,16 +56,16 @@ class Counts:
 def count(images: int = 1) -> Counts:
     """Count on the model as it is attached now; the passes before have filled what is computed once."""
     given = inputs(images)
-    for _ in range(2):
-        with KernelCounter() as prefill:
-            answer = model()(**given, use_cache=True, logits_to_keep=1)
-    mask = torch.ones(images, given["input_ids"].shape[1] + 2, dtype=torch.long)
+    model()(**given, logits_to_keep=1)
+    with KernelCounter() as prefill:
+        answer = model()(**given, use_cache=True, logits_to_keep=1)
+    columns = given["input_ids"].shape[1]
     for extra in (1, 2):
         with KernelCounter() as step:
             model()(
                 input_ids=given["input_ids"][:, -1:],
-                attention_mask=mask[:, : given["input_ids"].shape[1] + extra],
-                past_key_values=answer.past_key_values,
+                attention_mask=torch.ones(images, columns + extra, dtype=torch.long),
                 use_cache=True,
+                **{CACHE: answer.past_key_values},
             )
     return Counts(prefill, step)

@@ -114,7 +114,9 @@ def test_the_page_takes_smolvlm_apart_as_it_is() -> None:
     assert parts.tower.module is base.vision_model and "find_tower(base.vision_model)" in rows["tower"]
     assert parts.packer is None and not parts.own_towers and parts.injection is None
     assert not parts.refusals
-    assert all(rows[name].startswith("none") for name in ("packer", "own_towers", "injection", "refusals"))
+    assert all(
+        rows[name].startswith("none") for name in ("packer", "own_towers", "injection", "tokens_per_image", "refusals")
+    )
     assert SmolVLM().feature_choice(parts, {}).layers == (len(parts.tower.layers),)
 
 

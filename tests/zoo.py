@@ -129,16 +129,16 @@ def video_llava() -> Case:
     return Case(model, samples, families.collate)
 
 
-def idefics3() -> Case:
-    """Groups of patches; one row of tiles for each sample."""
-    config = Idefics3Config(
+def idefics3(config_class: Any = Idefics3Config, model_class: Any = Idefics3ForConditionalGeneration) -> Case:
+    """Groups of patches; one row of tiles for each sample. SmolVLM has the same form, in classes of its own."""
+    config = config_class(
         vision_config={**tiny.SHAPE, "intermediate_size": 64, "image_size": 2 * SIDE},
         text_config=text_config(),
         image_token_id=tiny.IMAGE_TOKEN,
         scale_factor=2,
         pad_token_id=tiny.PAD_TOKEN,
     )
-    model = families.build(Idefics3ForConditionalGeneration, config, ("vision_model",))
+    model = families.build(model_class, config, ("vision_model",))
     samples = [
         {"input_ids": families.prompt([(tiny.IMAGE_TOKEN, tiny.PATCHES)], seed=seed), "pixel_values": large(1, seed)}
         for seed in (1, 2)

@@ -21,6 +21,7 @@ from . import align as alignment_phase
 from . import curves, evaluate, export, features, fetch, train, votes
 from .alignment import load_alignment
 from .convert import convert
+from .cut import run_cut
 from .material import Material, Split
 from .pack import pack
 from .photos import pack_photos
@@ -29,6 +30,7 @@ from .render import SPLIT_SEEDS
 from .student import Student
 from .testset import choose
 from .tower import Upper
+from .toy import write_toy
 from .workers import run
 from .workspace import Workspace
 
@@ -174,6 +176,30 @@ def photos_command(
     """Pack the photographs of examples/pictures with the questions written by hand."""
     written = pack_photos(target.stem, target)
     console.print(f"{len(written.scenes)} photographs in {target}")
+
+
+@app.command("cut")
+def cut_command(
+    methods: Annotated[
+        str, typer.Option(help="Methods with their budgets, separated by semicolons, or uncut; trained in this order.")
+    ] = "flowcut(target_num=64);flowcut_plus(target_num=64);uncut",
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues, and updates, of each.")] = 64,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 100,
+    start_from: Trained = CHECKPOINT,
+    root: Root = DEFAULT_ROOT,
+    threads: Threads = 1,
+) -> None:
+    """What training with cutting wins back; goes on where it was interrupted."""
+    torch.set_num_threads(threads)
+    run_cut(Workspace(root), methods.split(";"), dialogues, scenes, start_from, console)
+
+
+@app.command("toy")
+def toy_command(
+    target: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("src/flowcut/training/data/toy"),
+) -> None:
+    """Write the samples in LLaVA's format that ship with flowcut."""
+    console.print(f"{write_toy(target)} samples in {target}")
 
 
 @app.command("evaluate")

@@ -82,3 +82,31 @@ def test_score_and_history_reproduce_the_reference(case: str) -> None:
         if history is None or history.shape == score.shape:
             history = flow.accumulate(history, score, 0.5)
             torch.testing.assert_close(history, tensors[f"{name}.cum_before_prune"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("length", [7, 5])
+def test_layers_compared_together_score_as_each_by_its_formula(prefix: int, length: int) -> None:
+    layers = [[states(seed=3 * layer + part) for part in range(3)] for layer in range(2)]
+    valid = None
+    if length < 7:
+        valid = torch.arange(7).expand(2, 7) < length
+    scores, relation = flow.compare([flow.glimpse(*layer, 0.5, prefix, valid) for layer in layers], prefix, valid)
+    assert scores.shape == (2, 2, 7 - prefix)
+    for number, layer in enumerate(layers):
+        query, key, value = (part[:, :, :length] for part in layer)
+        own = flow.share(flow.relation(query, key, 0.5, prefix))
+        meaning = flow.share(flow.semantic(value, prefix))
+        expected = flow.score(own, meaning, flow.density(value, prefix))
+        torch.testing.assert_close(scores[:, number, : length - prefix], expected)
+    torch.testing.assert_close(relation[:, : length - prefix], own)
+    assert not relation[:, length - prefix :].any()
+
+
+def test_terms_that_are_left_out_are_left_out() -> None:
+    q, k, v = states(seed=1), states(seed=2), states(seed=3)
+    own = flow.share(flow.relation(q, k, 0.5, 1))
+    alone = flow.glimpse(q, k, v, 0.5, 1, semantic_scale=None, with_density=False)
+    torch.testing.assert_close(flow.compare([alone], 1)[0][:, 0], own)
+    dense = flow.glimpse(q, k, v, 0.5, 1, semantic_scale=None)
+    torch.testing.assert_close(flow.compare([dense], 1)[0][:, 0], own * flow.density(v, 1))

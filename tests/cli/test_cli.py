@@ -84,6 +84,14 @@ def test_default_budget_and_warning(picture: Path, checkpoint: Path) -> None:
     assert outcome.stderr.count("target_num=64 covers all 36 visual tokens") == 1
 
 
+def test_inspect(checkpoint: Path) -> None:
+    found = json.loads(call("inspect", checkpoint, "--json").stdout)["inspect"]
+    assert (found["class_name"], found["cuts"]["tower"]) == ("LlavaForConditionalGeneration", "yes")
+    assert "36 for each picture" in call("inspect", checkpoint).stdout
+    missing = call("inspect", checkpoint / "nothing")
+    assert missing.exit_code != 0 and "No model found" in missing.stderr
+
+
 def test_lists() -> None:
     models = json.loads(call("models", "--json").stdout)["models"]
     assert {model["class"] for model in models} >= {family.class_name for family in FAMILIES}

@@ -21,7 +21,20 @@ from flowcut.methods.settings import settings_of
 
 FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
-COMMANDS = ("answer", "compare", "demo", "eval", "export-tasks", "methods", "models", "run", "score")
+COMMANDS = (
+    "answer",
+    "compare",
+    "demo",
+    "eval",
+    "export",
+    "export-tasks",
+    "inspect",
+    "methods",
+    "models",
+    "run",
+    "score",
+    "train",
+)
 HEAVY = {"torch", "torchvision", "transformers", "matplotlib", "numpy", "PIL", "safetensors"}
 
 
@@ -64,7 +77,8 @@ def test_every_command_has_a_file_and_one_new_file_is_a_new_command(
 ) -> None:
     found = {command.name for command in app.registered_commands}
     files = {path.stem.replace("_", "-") for path in FILES}
-    assert found == set(COMMANDS) and files - found == {"--init--", "options", "tables", "harness-rows"}
+    assert found == set(COMMANDS)
+    assert files - found == {"--init--", "--main--", "options", "tables", "harness-rows"}
     (tmp_path / "say_hello.py").write_text(
         'def say_hello_command(name: str) -> None:\n    """Greet."""\n    print(f"Hello {name}")\n'
     )

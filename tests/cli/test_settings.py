@@ -122,6 +122,8 @@ def test_settings_are_part_of_a_rows_identity(tmp_path: Path, monkeypatch: pytes
     assert first[1]["flops"] < first[2]["flops"], "a single late cut saves less"
     with (tmp_path / "out" / "table.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == names
+    labels = [line.split(" | ")[0] for line in (tmp_path / "out" / "efficiency.md").read_text().splitlines()[2:5]]
+    assert labels == [f"| {name} 9".replace("uncut 9", "uncut") for name in names], "what each cost, beside the table"
     measured = []
     evaluate = evaluation.evaluate_row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -44,6 +44,8 @@ def test_every_field_of_every_method_has_a_meaning_and_reads_what_it_writes(name
     for setting in settings_of(METHODS[name]).values():
         assert len(setting.meaning) > 10 and len(setting.allowed) > 3, setting
         assert setting.read(written_value(setting.default)) == setting.default
+        if str in get_args(setting.hint):
+            continue  # text that may name a file; the method itself says what is none
         with pytest.raises(ValueError, match=setting.name):
             setting.read("no such value")
 

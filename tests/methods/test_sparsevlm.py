@@ -29,7 +29,7 @@ def test_as_released(seed: int) -> None:
     policy = SparseVLMPolicy(SparseVLM(target_num=expected["budget"]))
     view = prompt(drawn, 2, visual, uncut=576, target=expected["budget"])
     policy.enter(entering, view.image, view.last)
-    assert (policy.text[0, 0] - BEFORE - visual).tolist() == expected["raters"]
+    assert (policy.images[0].raters - BEFORE - visual).tolist() == expected["raters"]
     for layer, cut in zip((2, 6, 15), expected["cuts"], strict=True):
         if layer != 2:
             view = prompt(drawn, layer, visual, uncut=576, target=expected["budget"])

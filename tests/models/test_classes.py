@@ -29,7 +29,7 @@ def test_the_list_says_what_attach_finds() -> None:
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("model_type", TESTED)
+@pytest.mark.parametrize("model_type", [tiny_classes.named(model_type) for model_type in TESTED])
 def test_what_can_be_cut_is_what_the_list_says(model_type: str) -> None:
     assert tiny_classes.support_of(model_type) == KNOWN[model_type]
 

@@ -16,9 +16,13 @@ import tiny_classes
 import torch
 from tiny_classes import IMAGE, TESTED
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowcut import METHODS, DivPrune, FlowCut, Method, UnsupportedModelError, attach, make_method
 from flowcut.models import find_parts
+from flowcut.stages.decoder.decoder_pass import DecoderPass
+from flowcut.stages.tower.batched_pass import BatchedPass
+from flowcut.stages.tower.packed_pass import PackedPass
 
 BUDGET = 3
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -29,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 # A random model may well answer with a token that stands for something else, or with an end.
 OPTIONS: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [2, *range(IMAGE, 160)]}
-every_class = pytest.mark.parametrize("model_type", TESTED)
+every_class = pytest.mark.parametrize("model_type", [tiny_classes.named(model_type) for model_type in TESTED])
 
 
 def make(name: str, **budget: Any) -> Method:
@@ -44,6 +48,12 @@ def model_and_samples(model_type: str) -> tuple[Any, list[families.Sample]]:
     """A model, and prompts with one picture, two and none."""
     model = tiny_classes.tiny_model(model_type)
     return model, [tiny_classes.sample(model, model_type, images, seed) for seed, images in enumerate((1, 2, 0))]
+
+
+@cache
+def eager_model(model_type: str) -> Any:
+    """The same model with attention that torch's counter sees."""
+    return tiny_classes.tiny_model(model_type, attention="eager")
 
 
 def refusal(model: Any, method: Method) -> str:
@@ -93,7 +103,7 @@ def check_runs(model_type: str, method: Method) -> None:
             sequence = handle.trace.sequence
             assert sequence is not None
             assert [image.kept.tolist() for image in handle.trace.images] == kept
-            if not method.decoder_layers(False):
+            if not method.decoder_layers(find_parts(model)[1].second_cut):
                 assert sequence.visual_tokens == (BUDGET, 2 * BUDGET, 0)
             left = (sequence.stretches[-1].image >= 0).sum(dim=1)
             assert left.tolist() == [BUDGET, 2 * BUDGET, 0]
@@ -174,6 +184,53 @@ def test_the_loss_reaches_the_parameters(model_type: str) -> None:
     model, samples = model_and_samples(model_type)
     method = earliest(model)
     families.check_loss(model, tiny_classes.together(model, samples[:2]), method)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", ["flowcut", "uniform", "fastv"])
+@every_class
+@torch.no_grad()
+def test_flops_are_those_of_torchs_counter(model_type: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = eager_model(model_type), model_and_samples(model_type)[1]
+    method = make(name)
+    if reason := refusal(model, method):
+        pytest.skip(reason)
+    if model_type in tiny_classes.UNCOUNTED:
+        pytest.skip(tiny_classes.UNCOUNTED[model_type])
+    inputs = tiny_classes.together(model, samples[:1])
+    base = tiny_classes.base_of(model)
+    head = model.get_output_embeddings()
+    scoring: list[int] = []
+    for part in (BatchedPass, PackedPass, DecoderPass):
+        monkeypatch.setattr(part, "attend", apart(part.attend, scoring))
+
+    def counted() -> int:
+        scoring.clear()
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs, use_cache=False)
+        counts = counter.get_flop_counts()
+        return counter.get_total_flops() - sum(scoring) - sum(counts[f"{type(model).__name__}.lm_head"].values())
+
+    assert head is model.lm_head and base is not model
+    uncut = counted()
+    with attach(model, method) as handle:
+        cut = counted()
+        sequence = handle.trace.sequence
+        assert sequence is not None
+        assert sequence.flops[0].total == pytest.approx(cut, rel=0.01)
+        assert sequence.uncut_flops[0].total == pytest.approx(uncut, rel=0.01)
+
+
+def apart(attend: Any, scoring: list[int]) -> Any:
+    """A part's ``attend`` whose own FLOPs, those of the scoring, are noted."""
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            mask = attend(*args, **kwargs)
+        scoring.append(counter.get_total_flops())
+        return mask
+
+    return counting
 
 
 @every_class

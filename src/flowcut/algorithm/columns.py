@@ -36,23 +36,27 @@ class ColumnCut:
         """Rows ``[B, L, ...]`` shortened to ``[B, K, ...]``, with ``filler`` in the padding."""
         trailing = [1] * (values.dim() - 2)
         index = self.index.to(values.device).reshape(*self.index.shape, *trailing)
+        taken = values.gather(1, index.expand(*self.index.shape, *values.shape[2:]))
+        if self.even:
+            return taken
         real = self.real.to(values.device).reshape(*self.real.shape, *trailing)
-        return values.gather(1, index.expand(*self.index.shape, *values.shape[2:])).masked_fill(~real, filler)
+        return taken.masked_fill(~real, filler)
 
     def then(self, later: ColumnCut) -> ColumnCut:
         """This plan followed by ``later``, which chooses among the columns that this one leaves."""
+        even = self.even and later.even
         return ColumnCut(
             self.index.gather(1, later.index),
-            self.real.gather(1, later.index) & later.real,
+            later.real if even else self.real.gather(1, later.index) & later.real,
             self.source_length,
             self.whole and later.whole,
-            self.even and later.even,
+            even,
             self.unpadded,
         )
 
     def columns(self) -> Tensor:
         """``[B, K]``: the source column of every column, -1 in padding."""
-        return self.index.masked_fill(~self.real, -1)
+        return self.index if self.even else self.index.masked_fill(~self.real, -1)
 
     def stay(self) -> Tensor:
         """Boolean ``[B, L]``: which source columns stay."""
@@ -67,7 +71,7 @@ class ColumnCut:
         rows, left = self.index.shape
         numbers = self.index.new_full((rows, self.source_length + 1), -1)
         # Padding goes to one slot more.
-        index = self.index.masked_fill(~self.real, self.source_length)
+        index = self.index if self.even else self.index.masked_fill(~self.real, self.source_length)
         numbers = numbers.scatter(1, index, torch.arange(left, device=index.device).expand(rows, left))
         return numbers[:, :-1]
 
@@ -79,7 +83,26 @@ def laid_out(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(1, index).masked_fill(places < 0, 0)
 
 
-def keep_columns(keep: Tensor, attention_mask: Tensor | None, visual: Tensor | None = None) -> ColumnCut:
+@dataclass(frozen=True)
+class Known:
+    """What the host knows of a plan, so that it need not wait for the device to be told.
+
+    Attributes:
+        narrowest: the fewest columns that a row keeps, its padding included.
+        widest: the most.
+        unpadded: whether the batch has no padding.
+        full_at_end: whether no row is padding in the last column.
+    """
+
+    narrowest: int
+    widest: int
+    unpadded: bool
+    full_at_end: bool
+
+
+def keep_columns(
+    keep: Tensor, attention_mask: Tensor | None, visual: Tensor | None = None, known: Known | None = None
+) -> ColumnCut:
     """Plan which columns of a batch stay.
 
     Args:
@@ -88,33 +111,38 @@ def keep_columns(keep: Tensor, attention_mask: Tensor | None, visual: Tensor | N
             back only as far as the samples' lengths differ.
         visual: boolean ``[B, L]``, columns that are not dropped as padding: their features must have a place. Some
             training code writes a picture into the padding, so that its tower runs where a batch has none.
+        known: what the host knows; the device is asked for it else.
 
     Returns:
         The plan. Samples stand at the left where the batch is padded on the right, else at the right, so that
         the last column stays the last token of every sample.
     """
-    chosen, unpadded, ends_full = keep, True, True
-    known = list(keep.sum(dim=1).aminmax())
-    if attention_mask is not None:
+    known = ask(keep, attention_mask) if known is None else known
+    chosen, narrowest, width = keep, known.narrowest, known.widest
+    if attention_mask is not None and not known.unpadded:
         attended = attention_mask.to(device=keep.device, dtype=torch.bool)
-        known += [attended.all(), attended[:, -1].all()]
-    # Asked for together, since the host waits for the device once for each question.
-    narrowest, width, *padding = torch.stack(known).tolist()
-    if attention_mask is not None:
-        unpadded, ends_full = map(bool, padding)
-    if not unpadded:
         from_left = attended.cumsum(dim=1) > 0
         from_right = attended.flip(1).cumsum(dim=1).flip(1) > 0
         inside = from_left & from_right
         chosen = keep & (inside if visual is None else inside | visual)
         narrowest, width = torch.stack(chosen.sum(dim=1).aminmax()).tolist()
-    on_the_right = not ends_full
+    on_the_right = not known.full_at_end
     order = chosen.to(torch.uint8) if not on_the_right else (~chosen).to(torch.uint8)
     columns = order.sort(dim=1, stable=True).indices
     index = columns[:, :width] if on_the_right else columns[:, columns.shape[1] - width :]
     even = narrowest == width
     real = torch.ones_like(index, dtype=torch.bool) if even else chosen.gather(1, index)
-    return ColumnCut(index, real, keep.shape[1], even=even, unpadded=unpadded)
+    return ColumnCut(index, real, keep.shape[1], even=even, unpadded=known.unpadded)
+
+
+def ask(keep: Tensor, attention_mask: Tensor | None) -> Known:
+    """What :func:`keep_columns` must know, asked for in one question, since each waits for the device."""
+    questions = list(keep.sum(dim=1).aminmax())
+    if attention_mask is not None:
+        attended = attention_mask.to(device=keep.device, dtype=torch.bool)
+        questions += [attended.all(), attended[:, -1].all()]
+    narrowest, widest, *padding = torch.stack(questions).tolist()
+    return Known(narrowest, widest, *(map(bool, padding) if padding else (True, True)))
 
 
 def all_columns(keep: Tensor, unpadded: bool = False) -> ColumnCut:

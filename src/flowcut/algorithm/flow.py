@@ -1,11 +1,18 @@
-"""What one attention layer says about each patch token (FlowCut, section 3; arXiv 2505.19536).
+"""What attention layers say about each patch token (FlowCut, section 3; arXiv 2505.19536).
 
 Pure functions on tensors. Shapes: B images, H heads, S tokens of one layer (``prefix`` leading tokens such
 as CLS, then N = S - prefix patches), D head size. ``valid`` marks the real tokens of a padded batch,
 ``[B, S]`` or ``None`` where all are real. Everything is computed in float32, whatever the inputs' dtype.
+
+A score is only needed where tokens are cut. So of the layers in between a :func:`glimpse` is kept, a few numbers for
+every patch, and :func:`compare` scores them all at once: a small picture's work is not the arithmetic but the number of
+operations a GPU is asked for.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,10 +49,18 @@ def head_mean_softmax(row: Tensor, states: Tensor, scale: float, valid: Tensor |
     Returns:
         ``[B, S]``, float32, each row summing to 1.
     """
-    logits = torch.matmul(row * scale, states.float().transpose(-1, -2)).squeeze(-2)
+    logits = row_logits(row, states, scale)
     if valid is not None:
         logits = logits.masked_fill(~valid[:, None, :], float("-inf"))
     return logits.softmax(dim=-1).mean(dim=1)
+
+
+def row_logits(row: Tensor, states: Tensor, scale: float) -> Tensor:
+    """``row_h . states_hj * scale``, ``[B, H, S]``; arguments as in :func:`head_mean_softmax`."""
+    rows, columns = row.flatten(0, 1), states.float().transpose(-1, -2).flatten(0, 1)
+    # With beta 0 the first argument counts for its dtype and device alone.
+    logits = torch.baddbmm(row.new_empty(()), rows, columns, beta=0, alpha=scale)
+    return logits.reshape(*states.shape[:2], -1)
 
 
 def relation(query: Tensor, key: Tensor, scaling: float, prefix: int, valid: Tensor | None = None) -> Tensor:
@@ -108,4 +123,74 @@ def score(relation_share: Tensor, semantic_share: Tensor, density: Tensor) -> Te
 
 def accumulate(history: Tensor | None, current: Tensor, weight: float) -> Tensor:
     """Cumulative importance ``C = weight * history + (1 - weight) * current``; ``current`` at first."""
-    return current if history is None else weight * history + (1.0 - weight) * current
+    return current if history is None else torch.lerp(history, current, 1.0 - weight)
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What is kept of one layer until its patches are compared.
+
+    Attributes:
+        logits: of the global token's row, ``[B, H, S]`` each: of relation, and of semantic relevance where it counts.
+        value: the patches' values, averaged over heads, ``[B, N, D]``; ``None`` where density does not count.
+    """
+
+    logits: tuple[Tensor, ...]
+    value: Tensor | None
+
+
+def glimpse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    prefix: int,
+    valid: Tensor | None = None,
+    *,
+    semantic_scale: float | None = 1.0,
+    with_density: bool = True,
+) -> Glimpse:
+    """Take of a layer what :func:`compare` needs.
+
+    Args:
+        query, key, value: ``[B, H, S, D]`` after the layer's projections.
+        scaling: the layer's own factor on ``q . k`` (1 / sqrt(D)).
+        prefix, valid: see :func:`global_row`.
+        semantic_scale: factor on ``v_g . v_j``: 1 as released, 1 / sqrt(D) as in the paper's pseudocode; ``None``
+            leaves semantic relevance out.
+        with_density: whether density counts.
+    """
+    logits = [row_logits(global_row(query, prefix, valid), key, scaling)]
+    if semantic_scale is not None:
+        logits.append(row_logits(global_row(value, prefix, valid), value, semantic_scale))
+    mean = value[:, :, prefix:].float().mean(dim=1) if with_density else None
+    return Glimpse(tuple(logits), mean)
+
+
+def compare(glimpses: Sequence[Glimpse], prefix: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Score the patches of several layers that saw the same tokens.
+
+    ``S = (A / sum A + M / sum M) * R`` (paper, eq. 1 to 5): relation A is the global token's attention, semantic
+    relevance M the softmax over ``v_g . v_j``, each the mean over heads; density R is the L1 norm of the values' mean
+    over heads. A term that was left out is left out.
+
+    Args:
+        glimpses: one of every layer, all with the same terms.
+        prefix, valid: see :func:`global_row`.
+
+    Returns:
+        Scores ``[B, layers, N]``, and the last layer's relation as a share, ``[B, N]``.
+    """
+    terms = len(glimpses[0].logits)
+    logits = torch.stack([row for one in glimpses for row in one.logits], dim=1)
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None, None, :], float("-inf"))
+    weights = logits.softmax(dim=-1).mean(dim=2)[..., prefix:]
+    shares = share(weights, None if valid is None else valid[:, None, prefix:])
+    shares = shares.reshape(len(shares), len(glimpses), terms, -1)
+    scores = shares.sum(dim=2) if terms > 1 else shares[:, :, 0]
+    values = [one.value for one in glimpses if one.value is not None]
+    if values:
+        density: Tensor = torch.linalg.vector_norm(torch.stack(values, dim=1), ord=1, dim=-1)
+        scores = scores * density
+    return scores, shares[:, -1, 0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def top_in_order(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None) -> Tensor:
@@ -54,5 +54,7 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 def with_prefix(index: Tensor, prefix: int) -> Tensor:
     """Patch positions ``[B, K]`` as token positions behind ``prefix`` leading tokens that all stay."""
+    if prefix <= 1:
+        return nn.functional.pad(index + 1, (1, 0)) if prefix else index
     leading = torch.arange(prefix, device=index.device).expand(index.shape[0], prefix)
     return torch.cat([leading, index + prefix], dim=1)

@@ -53,11 +53,11 @@ SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% for message in messages %}{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}[message['role']] or '' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "{{ ' ' if message['role'] == 'user' else '</s>' }}{% endfor %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 

@@ -69,8 +69,14 @@ def load_model_alone(path_or_id: str, device: str | None = None, dtype: str | No
     return moved(model, where)
 
 
-def read_checkpoint(path_or_id: str, dtype: torch.dtype, *, with_processor: bool) -> tuple[Any, Any]:
-    """A model on the CPU, and its processor where it is wanted; see :func:`load_model`."""
+def read_checkpoint(path_or_id: str, dtype: torch.dtype | None, *, with_processor: bool) -> tuple[Any, Any]:
+    """A model on the CPU, and its processor where it is wanted; see :func:`load_model`.
+
+    Args:
+        path_or_id: what is read.
+        dtype: of the weights; ``None`` for the one they are stored in.
+        with_processor: whether the processor must be there.
+    """
     if path_or_id == MINI:
         path_or_id = str(mini_folder())
     if optional_file(path_or_id, ADAPTERS) is not None:
@@ -84,13 +90,13 @@ def read_checkpoint(path_or_id: str, dtype: torch.dtype, *, with_processor: bool
     check_family(path_or_id, config)
     processor = load_processor(path_or_id) if with_processor else None
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=dtype or "auto", trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{path_or_id} could not be loaded: {first_line(error)}") from error
     return model, processor
 
 
-def read_adapted(path_or_id: str, dtype: torch.dtype, *, with_processor: bool) -> tuple[Any, Any]:
+def read_adapted(path_or_id: str, dtype: torch.dtype | None, *, with_processor: bool) -> tuple[Any, Any]:
     """The model that PEFT adapters belong to, with the adapters merged into its weights.
 
     The processor beside the adapters goes before that of the model.

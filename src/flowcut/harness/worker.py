@@ -69,8 +69,12 @@ def run_row(row: HarnessRow, folder: Path) -> None:
     from lmms_eval.utils import get_datetime_str
 
     arguments = harness_arguments(row, folder)
-    manager = TaskManager("INFO", include_path=row.settings.include_path, model_name=row.settings.prompts_of)
-    missing = [task for task in row.settings.tasks if task not in manager.all_tasks]
+    manager, missing = None, list(row.settings.tasks)
+    for with_defaults in (False, True) if row.settings.include_path else (True,):
+        if missing:  # indexing the harness's own thousands takes a while
+            place, name = row.settings.include_path, row.settings.prompts_of
+            manager = TaskManager("INFO", include_path=place, include_defaults=with_defaults, model_name=name)
+            missing = [task for task in row.settings.tasks if task not in manager.all_tasks]
     if missing:
         raise ValueError(
             f"Tasks not found: {', '.join(missing)}. `lmms-eval tasks list` names those there are; your own need "

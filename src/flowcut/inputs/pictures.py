@@ -20,7 +20,7 @@ PHOTOMETRIC, BITS, SAMPLE_FORMAT = 262, 258, 339
 """Tags of a TIFF file."""
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(source: str | Path | BytesIO, name: str | None = None) -> Image.Image:
     """A picture as 8-bit RGB, turned upright where its camera said so.
 
     What is transparent becomes white. Grey pictures of more than 8 bits (16 bits, int32, float) are brought to 8 bits
@@ -28,7 +28,9 @@ def load_image(path: str | Path) -> Image.Image:
     with several pictures, the first is taken.
 
     Args:
-        path: a file in any format that Pillow reads, with at most twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        source: a file in any format that Pillow reads, or its bytes, with at most twice ``PIL.Image.MAX_IMAGE_PIXELS``
+            pixels.
+        name: what messages call it; by default the path.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -36,17 +38,18 @@ def load_image(path: str | Path) -> Image.Image:
             has no range: its values are all equal, NaN or infinite.
         PermissionError: it may not be read.
     """
-    with readable(path) as image:
+    name = str(source) if name is None else name
+    with readable(source, name) as image:
         upright = ImageOps.exif_transpose(image)
         tags = dict(getattr(image, "tag_v2", {}))
     if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-        return to_8_bits(upright, tags, path).convert("RGB")
+        return to_8_bits(upright, tags, name).convert("RGB")
     try:
         if upright.mode.lower() in ("rgba", "la", "pa") or "transparency" in upright.info:
             return over_white(upright)
         return upright.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{path} has colours of a kind that cannot be read ({upright.mode}).") from error
+        raise ValueError(f"{name} has colours of a kind that cannot be read ({upright.mode}).") from error
 
 
 @contextmanager

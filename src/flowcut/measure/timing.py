@@ -48,14 +48,33 @@ class PhaseTimer:
         parts: the model, taken apart.
         device: where the model lies; a CUDA device is waited for at the borders of every phase.
         clock: seconds so far; ``time.process_time`` does not count what other programs of a busy machine take.
+        phases: whether phases are told apart. Without, a CUDA device is waited for only where the first token is
+            there, and at the end, so that host and device work side by side as they do for a user; ``seconds`` then
+            has the total alone.
+
+    Attributes:
+        projector: seconds inside the projector; where it is a part of the tower, these count there as well.
+        first_token: seconds until the first token was chosen and the next one is begun, or the call ended.
     """
 
     seconds: Seconds
 
-    def __init__(self, parts: ModelParts, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        phases: bool = True,
+    ) -> None:
         self._parts = parts
         self._device = device
         self._clock = clock
+        self._phases = phases
+        self._called = 0
+        self._entered_projector = 0.0
+        self.projector = 0.0
+        self.first_token = 0.0
         self._handles: list[Any] = []
         self._tower = 0.0
         self._prefill = 0.0
@@ -64,13 +83,23 @@ class PhaseTimer:
         self._begin = 0.0
 
     def __enter__(self) -> PhaseTimer:
-        language_model = self._parts.language_model
-        self._handles = [
-            *[tower.module.register_forward_pre_hook(self._enter_module, prepend=True) for tower in self._parts.towers],
-            *[tower.module.register_forward_hook(self._leave_tower) for tower in self._parts.towers],
-            language_model.register_forward_pre_hook(self._enter_language_model, prepend=True),
-            language_model.register_forward_hook(self._leave_language_model),
-        ]
+        language_model, projector = self._parts.language_model, self._parts.projector
+        self._handles = [language_model.register_forward_pre_hook(self._count_call, prepend=True)]
+        self._handles += (
+            []
+            if not self._phases
+            else [
+                projector.register_forward_pre_hook(self._enter_projector, prepend=True),
+                projector.register_forward_hook(self._leave_projector),
+                *[
+                    tower.module.register_forward_pre_hook(self._enter_module, prepend=True)
+                    for tower in self._parts.towers
+                ],
+                *[tower.module.register_forward_hook(self._leave_tower) for tower in self._parts.towers],
+                language_model.register_forward_pre_hook(self._enter_language_model, prepend=True),
+                language_model.register_forward_hook(self._leave_language_model),
+            ]
+        )
         self._begin = self._now()
         return self
 
@@ -82,6 +111,8 @@ class PhaseTimer:
         if error is None:
             end = self._now()
             total = end - self._begin
+            if self._called < 2:
+                self.first_token = total
             decoding = end - (end if self._prefill_end is None else self._prefill_end)
             rest = total - self._tower - self._prefill - decoding
             self.seconds = Seconds(self._tower, self._prefill, decoding, rest, total)
@@ -90,6 +121,17 @@ class PhaseTimer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return self._clock()
+
+    def _count_call(self, module: nn.Module, args: Any) -> None:
+        self._called += 1
+        if self._called == 2:
+            self.first_token = self._now() - self._begin
+
+    def _enter_projector(self, module: nn.Module, args: Any) -> None:
+        self._entered_projector = self._now()
+
+    def _leave_projector(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.projector += self._now() - self._entered_projector
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         self._entered = self._now()

@@ -79,12 +79,16 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
     """
     gain = kernel.diagonal().clone()
     factors = kernel.new_zeros(tokens, len(kernel))
-    chosen = torch.zeros(tokens, dtype=torch.long, device=kernel.device)
+    # What is chosen stays below all others, whatever rounding makes of their gain.
+    least = torch.zeros_like(gain)
+    chosen: list[Tensor] = []
     for number in range(tokens):
-        best = gain.argmax()[None]
-        chosen[number] = best[0]
-        row = kernel.index_select(0, best)[0] - factors[:number].index_select(1, best)[:, 0] @ factors[:number]
-        row = row / gain.index_select(0, best).clamp(min=1e-12).sqrt()
+        most, best = gain.max(dim=0, keepdim=True)
+        chosen.append(best)
+        own = factors[:number].index_select(1, best)[:, 0]
+        row = torch.addmv(kernel.index_select(0, best)[0], factors[:number].T, own, alpha=-1.0)
+        row *= most.clamp(min=1e-12).rsqrt()
         factors[number] = row
-        gain = (gain - row.square()).clamp(min=0.0).index_fill(0, chosen[: number + 1], float("-inf"))
-    return chosen.sort().values
+        least.index_fill_(0, best, float("-inf"))
+        gain = gain.addcmul(row, row, value=-1.0).index_fill_(0, best, float("-inf")).maximum(least)
+    return torch.cat(chosen).sort().values

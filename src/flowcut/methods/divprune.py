@@ -51,12 +51,13 @@ def most_diverse(features: Tensor, chosen: int) -> Tensor:
     """
     normed = unit(features)
     distance = 1.0 - normed @ normed.T
-    picked = torch.zeros(len(features), dtype=torch.long, device=features.device)
     neighbours = distance.topk(min(2, len(features)), dim=0, largest=False).values[-1]
-    nearest = torch.full_like(neighbours, float("inf"))
-    for number in range(chosen):
-        best = (neighbours if number == 0 else nearest).argmax()[None]
-        picked[number] = best[0]
-        # What was chosen drops to -inf, and a minimum keeps it there.
-        nearest = torch.minimum(nearest, distance.index_select(0, best)[0]).index_fill(0, best, float("-inf"))
-    return picked[:chosen].sort().values
+    # What is chosen drops to -inf, and a minimum keeps it there.
+    distance.fill_diagonal_(float("-inf"))
+    picked = [neighbours.argmax(dim=0, keepdim=True)]
+    nearest: Tensor | None = None
+    for _ in range(chosen - 1):
+        others = distance.index_select(0, picked[-1])[0]
+        nearest = others if nearest is None else torch.minimum(nearest, others)
+        picked.append(nearest.argmax(dim=0, keepdim=True))
+    return torch.cat(picked).sort().values

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from ..algorithm import flow, schedule
-from ..algorithm.selection import gather_tokens, top_in_order
-from ..errors import NonFiniteError
+from ..algorithm import flow
+from ..algorithm.segments import softmax_within
 from .base import Method
+from .fixed_schedule import check_schedule
+from .flowcut_policy import FlowCutPolicy
 from .policies import DecoderPolicy, VisionPolicy
-from .ranking import keep_best
-from .views import DecoderView, LayerView, Selection, TowerPass
+from .ranking import keep_best, logits_of_last, row_of_last
+from .views import DecoderView, TowerPass
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class FlowCut(Method):
             the last of these layers (the "single-layer" rows of Table 7).
         adaptive: how many patches a cut takes follows the entropy of the global token's attention; otherwise every
             cut takes an equal share of what has to go (Table 7 without A; the paper does not say how it shares out).
+        schedule: how many patches every cut takes. ``"adaptive"`` decides it for every picture, for which the host
+            waits at every cut. Fixed beforehand, so that nothing waits and all shapes are known: ``"calibrated"`` by
+            the calibration that ships with the model (flowcut-mini); the path of a file by one that ``flowcut
+            calibrate`` wrote; whole numbers by these, one for each cut. Which patches go is decided for every picture
+            in any case. That scores are finite is then not checked.
         criteria: ``"all"`` scores by relation, semantic relevance and density; ``"relation"`` by the global token's
             attention alone (Table 7 without M). Table 7 without C is ``history=0``.
         scale_semantic: divide ``v_g . v_j`` by sqrt(D), as the paper's pseudocode does; the released LLaVA code
@@ -60,6 +65,7 @@ class FlowCut(Method):
     history: float = 0.5
     cut_every: int | None = 2
     adaptive: bool = True
+    schedule: str | tuple[int, ...] = "adaptive"
     criteria: Literal["all", "relation"] = "all"
     scale_semantic: bool = False
     couple_batch: bool = False
@@ -80,6 +86,18 @@ class FlowCut(Method):
                 "cut_every must be an int of at least 1 (layers between cuts), or None for a single cut at the end, "
                 f"got {every!r}."
             )
+        check_schedule(self.schedule)
+        if self.schedule != "adaptive":
+            for name, value, needed in (
+                ("adaptive", self.adaptive, True),
+                ("couple_batch", self.couple_batch, False),
+                ("video_budget", self.video_budget, "equal"),
+            ):
+                if value != needed:
+                    raise ValueError(
+                        f"schedule={self.schedule!r} fixes beforehand how many patches every cut takes, which {name}="
+                        f"{value!r} decides otherwise; leave {name} at {needed!r}, or the schedule at 'adaptive'."
+                    )
         if self.criteria not in ("all", "relation"):
             raise ValueError(f'criteria must be "all" or "relation", got {self.criteria!r}.')
         if self.tower_budget not in ("released", "paper"):
@@ -141,135 +159,13 @@ class FlowCutDecoderPolicy(DecoderPolicy):
         return keep_best(view, self.importance, view.targets)
 
     @staticmethod
-    def importance(view: DecoderView, row: int, columns: Tensor) -> Tensor:
-        """``(A / sum A + M / sum M) * R`` over one image's tokens, ``[1, N]``; softmaxes over these tokens only."""
-        last = int(view.last[row])
-        groups = view.query.shape[1] // view.key.shape[1]
-        query = view.query[row : row + 1, :, last : last + 1].float()
-        key, value = (states[row : row + 1].repeat_interleave(groups, dim=1) for states in (view.key, view.value))
-        value_last = value[:, :, last : last + 1].float()
-        relation = flow.head_mean_softmax(query, key[:, :, columns], view.scaling)
-        semantic = flow.head_mean_softmax(value_last, value[:, :, columns], view.scaling)
-        density = flow.density(value[:, :, columns], prefix=0)
-        return flow.score(flow.share(relation), flow.share(semantic), density)
+    def importance(view: DecoderView) -> Tensor:
+        """``(A + M) * R`` of every column, ``[B, S]``; the softmaxes run over the tokens of its image only.
 
-
-class FlowCutPolicy(VisionPolicy):
-    """Scores every layer and cuts by schedule, each image for itself."""
-
-    def __init__(self, method: FlowCut, tower: TowerPass) -> None:
-        self.method = method
-        self.feature_layer = tower.feature_layer
-        self.targets = tower.targets
-        self.ranks = tower.ranks
-        self.pools = tower.frames if method.video_budget == "pooled" else ()
-        self.semantic = method.packed_semantic or not tower.packed
-        self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
-        self.importance: Tensor | None = None
-        self.relation: Tensor | None = None
-        self.group = 1
-        self.valid: Tensor | None = None
-        self._finite: list[tuple[int, Tensor]] = []
-
-    def observe(self, view: LayerView) -> None:
-        if self.counts == self.targets and not self.ranks:
-            return
-        if self.ranks and schedule.layers_to_last_cut(view.layer, self.feature_layer) < 0:
-            return
-        valid = None if view.valid is None else view.valid[:, view.prefix :]
-        self.valid = None if valid is None else valid[:, :: view.group]
-        scale = view.scaling if self.method.scale_semantic else 1.0
-        relation = flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid)
-        relation = flow.share(relation, valid)
-        current = relation
-        if self.method.criteria == "all":
-            semantic = torch.zeros_like(relation)
-            if self.semantic:
-                semantic = flow.share(flow.semantic(view.value, view.prefix, scale, view.valid), valid)
-            current = flow.score(relation, semantic, flow.density(view.value, view.prefix))
-        self.relation, self.group = relation, view.group
-        current = flow.group_means(current, view.group)
-        self.importance = flow.accumulate(self.importance, current, self.method.history)
-        self._finite.append((view.layer, torch.isfinite(current).all()))
-
-    def select(self, layer: int) -> Selection | None:
-        if self.counts == self.targets:
-            return None
-        if not schedule.cuts_after(layer, self.feature_layer, self.method.cut_every):
-            return None
-        assert self.importance is not None and self.relation is not None
-        counts = self._counts_after(layer, self.relation)
-        if self.pools and schedule.layers_to_last_cut(layer, self.feature_layer) == 0:
-            counts = pooled_counts(self.importance, self.targets, self.pools, self.valid)
-            self.targets = counts
-        if counts == self.counts:
-            return None
-        index = top_in_order(self.importance, counts, self.valid)
-        self.importance = gather_tokens(self.importance, index)
-        self.counts = counts
-        return Selection(index, counts)
-
-    def choose_pooled(self, weights: Tensor, targets: tuple[int, ...]) -> Selection:
-        importance = self.rank() @ weights.mT
-        counts = pooled_counts(importance, targets, self.pools, None) if self.pools else targets
-        return Selection(top_in_order(importance, counts), counts)
-
-    def rank(self) -> Tensor:
-        assert self.importance is not None
-        for observed, flag in self._finite:
-            if not flag:
-                raise not_finite(observed)
-        return self.importance
-
-    def _counts_after(self, layer: int, relation: Tensor) -> tuple[int, ...]:
-        """Patches left after this cut; the one place per cut where the host waits for the device."""
-        alive = torch.tensor(self.counts, device=relation.device)
-        targets = torch.tensor(self.targets, device=relation.device)
-        remaining = schedule.layers_to_last_cut(layer, self.feature_layer)
-        if self.method.adaptive:
-            cut = schedule.cut_count(schedule.entropy_ratio(relation, alive * self.group), alive, targets, remaining)
-        else:
-            cut = schedule.even_count(alive, targets, remaining, self.method.cut_every)
-        if self.method.couple_batch:
-            cut = torch.minimum(cut.max(), alive - targets)
-        flags = torch.stack([flag for _, flag in self._finite]).long()
-        values: list[int] = torch.cat([flags, alive - cut]).tolist()
-        for (observed, _), is_finite in zip(self._finite, values, strict=False):
-            if not is_finite:
-                raise not_finite(observed)
-        self._finite.clear()
-        return tuple(values[len(flags) :])
-
-
-def not_finite(layer: int) -> NonFiniteError:
-    """The error for a vision layer whose tokens cannot be ranked."""
-    return NonFiniteError(
-        f"Vision layer {layer} produced NaN or infinite attention inputs, so its tokens cannot be "
-        "ranked. Check the pixel values and the model's dtype (float16 can overflow; try bfloat16)."
-    )
-
-
-def pooled_counts(
-    importance: Tensor, targets: tuple[int, ...], pools: tuple[int, ...], valid: Tensor | None
-) -> tuple[int, ...]:
-    """How many patches each frame keeps where the frames of a video compete for its budget.
-
-    Args:
-        importance: ``[frames, N]``, the frames of all videos.
-        targets: each frame's equal share; a video's budget is their sum.
-        pools: frames of each video.
-        valid: ``[frames, N]``, false in padding.
-    """
-    if valid is not None:
-        importance = importance.masked_fill(~valid, float("-inf"))
-    # The best patch of a frame always stays: attention over no patch at all is not defined without CLS.
-    ranked = importance.scatter(1, importance.argmax(dim=1, keepdim=True), float("inf"))
-    counts: list[Tensor] = []
-    first = 0
-    for frames in pools:
-        budget = sum(targets[first : first + frames])
-        chosen = ranked[first : first + frames].flatten().topk(budget).indices
-        counts.append(torch.bincount(chosen // importance.shape[1], minlength=frames))
-        first += frames
-    kept: list[int] = torch.cat(counts).tolist()
-    return tuple(kept)
+        Values that several heads share count once: as often as each other, they have the same mean.
+        """
+        images = len(view.targets)
+        relation = softmax_within(logits_of_last(view), view.image, images).mean(dim=1)
+        own = flow.row_logits(row_of_last(view, view.value), view.value, view.scaling)
+        semantic = softmax_within(own, view.image, images).mean(dim=1)
+        return flow.score(relation, semantic, flow.density(view.value, prefix=0))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Method
 from .policies import DecoderPolicy
-from .ranking import attention_of_last, keep_best
+from .ranking import attention_of_last, images_in, keep_best
 from .views import DecoderView
 
 
@@ -72,7 +72,6 @@ class PyramidDropPolicy(DecoderPolicy):
 
     def select(self, view: DecoderView) -> Tensor:
         if not self.tokens:
-            counts = view.image[view.image >= 0].bincount(minlength=len(view.targets))
-            self.tokens = tuple(counts.tolist())
+            self.tokens = tuple(images_in(view))
         after = partial(tokens_after, self.layers.index(view.layer) + 1, len(self.layers))
         return keep_best(view, attention_of_last, tuple(map(after, self.tokens, view.targets)))

@@ -1,58 +1,73 @@
-"""Choosing among an image's columns inside the language model."""
+"""Choosing among the images' columns inside the language model, for a whole batch at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from ..algorithm.flow import head_mean_softmax
-from ..algorithm.selection import top_in_order
+from ..algorithm.flow import row_logits
+from ..algorithm.segments import best_within
 from ..errors import NonFiniteError
 from .views import DecoderView
 
-Importance = Callable[[DecoderView, int, Tensor], Tensor]
-"""Given the view, a sample and the columns of one of its images: ``[1, N]``, larger is better."""
+Importance = Callable[[DecoderView], Tensor]
+"""Given the view: ``[B, S]``, larger is better; read at the columns of images alone."""
 
 
-def keep_best(view: DecoderView, importance: Importance, targets: tuple[int, ...]) -> Tensor:
+def keep_best(view: DecoderView, importance: Importance, targets: Sequence[int]) -> Tensor:
     """The columns that go on: of every image the best, all text. Boolean ``[B, S]``.
 
     Args:
         view: what the layer computed.
-        importance: ranks the columns of one image.
+        importance: ranks the columns.
         targets: how many visual tokens of each image stay.
 
     Raises:
-        NonFiniteError: the importance is not finite.
+        NonFiniteError: the importance is not finite. To know this, the host waits for the device.
     """
-    keep = torch.ones_like(view.real)
-    for row in range(len(keep)):
-        for image in sorted(set(view.image[row].tolist()) - {-1}):
-            columns = (view.image[row] == image).nonzero()[:, 0]
-            if len(columns) <= targets[image]:
-                continue
-            scores = importance(view, row, columns)
-            if not bool(torch.isfinite(scores).all()):
-                raise NonFiniteError(
-                    f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
-                    "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
-                )
-            chosen = top_in_order(scores, [targets[image]])
-            keep[row, columns] = False
-            keep[row, columns[chosen[0]]] = True
-    return keep
+    scores = importance(view).masked_fill(view.image < 0, 0.0)
+    # One number tells: with NaN or an infinite score among them, a sum is not finite.
+    if not isfinite(scores.sum().item()):
+        raise NonFiniteError(
+            f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
+            "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
+        )
+    return best_within(scores, view.image, targets)
 
 
-def attention_of_last(view: DecoderView, row: int, columns: Tensor) -> Tensor:
-    """Attention that the sample's last prompt token pays to ``columns``, mean over heads, ``[1, N]``.
+def row_of_last(view: DecoderView, states: Tensor) -> Tensor:
+    """The row of every sample's last prompt token in ``states`` ``[B, H, S, D]``: ``[B, H, 1, D]``, float32."""
+    index = view.last[:, None, None, None].expand(*states.shape[:2], 1, states.shape[3])
+    return states.gather(2, index).float()
+
+
+def logits_of_last(view: DecoderView) -> Tensor:
+    """``q_last . k * scaling`` for every head and column, ``[B, H, S]``."""
+    row = row_of_last(view, view.query)
+    heads, shared = row.shape[1], view.key.shape[1]
+    if heads == shared:
+        return row_logits(row, view.key, view.scaling)
+    # The heads that share keys, as rows of one product.
+    rows = row.reshape(len(row), shared, heads // shared, -1) * view.scaling
+    return torch.matmul(rows, view.key.float().transpose(-1, -2)).flatten(1, 2)
+
+
+def attention_of_last(view: DecoderView) -> Tensor:
+    """Attention that every sample's last prompt token pays to the columns, mean over heads, ``[B, S]``.
 
     The softmax runs over all real tokens up to that one.
     """
-    last = int(view.last[row])
-    groups = view.query.shape[1] // view.key.shape[1]
-    query = view.query[row : row + 1, :, last : last + 1].float()
-    key = view.key[row : row + 1, :, : last + 1].repeat_interleave(groups, dim=1)
-    weights = head_mean_softmax(query, key, view.scaling, view.real[row : row + 1, : last + 1])
-    return weights[:, columns]
+    columns = torch.arange(view.real.shape[1], device=view.real.device)
+    seen = view.real & (columns <= view.last[:, None])
+    logits = logits_of_last(view).masked_fill(~seen[:, None], float("-inf"))
+    return logits.softmax(dim=-1).mean(dim=1)
+
+
+def images_in(view: DecoderView) -> list[int]:
+    """How many columns each image has; the host waits for the device."""
+    images = torch.arange(len(view.targets), device=view.image.device)
+    counts: list[int] = (view.image[..., None] == images).sum(dim=(0, 1)).tolist()
+    return counts

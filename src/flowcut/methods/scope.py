@@ -83,12 +83,12 @@ def salient_cover(features: Tensor, saliency: Tensor, tokens: int) -> Tensor:
     normed = unit(features)
     similarity = normed @ normed.T
     covered = torch.zeros(len(features), device=features.device)
-    chosen = torch.zeros(tokens, dtype=torch.long, device=features.device)
+    chosen: list[Tensor] = []
     spent = torch.zeros(len(features), device=features.device)
-    for number in range(tokens):
-        gain = (similarity - covered).clamp(min=0.0).sum(dim=1) * saliency + spent
-        best = gain.argmax()[None]
-        chosen[number] = best[0]
-        spent = spent.index_fill(0, best, float("-inf"))
+    for _ in range(tokens):
+        added = (similarity - covered).clamp_(min=0.0).sum(dim=1)
+        best = torch.addcmul(spent, added, saliency).argmax(dim=0, keepdim=True)
+        chosen.append(best)
+        spent = spent.index_fill_(0, best, float("-inf"))
         covered = torch.maximum(covered, similarity.index_select(0, best)[0])
-    return chosen.sort().values
+    return torch.cat(chosen).sort().values

@@ -111,8 +111,10 @@ def read_value(text: str, hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
         if NoneType in arguments and text.lower() == "none":
             return None
-        (inner,) = (part for part in arguments if part is not NoneType)
-        return read_value(text, inner)
+        brackets = text[:1] + text[-1:] in ("()", "[]")
+        inner = [part for part in arguments if part is not NoneType]
+        lists = [part for part in inner if get_origin(part) is tuple]
+        return read_value(text, lists[0] if lists and brackets else inner[0])
     if get_origin(hint) is tuple:
         inside = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
         return tuple(read_value(part, arguments[0]) for part in inside.split(",") if part.strip())
@@ -142,6 +144,8 @@ def written_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"({','.join(written_value(part) for part in value)})"
+    if isinstance(value, str) and not value.isidentifier():
+        return f"'{value}'"
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..algorithm.segments import columns_of
 from .base import Method
 from .policies import DecoderPolicy
 from .ranking import keep_best
@@ -97,8 +98,8 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
     return (share > share.mean()) | (share == share.max())
 
 
-def attention_of_raters(view: DecoderView, row: int, columns: Tensor, rating: Tensor) -> Tensor:
-    """Attention that the columns ``rating`` pay to ``columns``, mean over heads and raters, ``[1, N]``."""
+def attention_of_raters(view: DecoderView, row: int, rating: Tensor) -> Tensor:
+    """Attention that the columns ``rating`` of a sample pay to all columns, mean over heads and raters, ``[S]``."""
     groups = view.query.shape[1] // view.key.shape[1]
     query = view.query[row][:, rating].float() * view.scaling
     key = view.key[row].repeat_interleave(groups, dim=0).float()
@@ -106,7 +107,7 @@ def attention_of_raters(view: DecoderView, row: int, columns: Tensor, rating: Te
     place = torch.arange(key.shape[1], device=key.device)
     seen = (place[None] <= rating[:, None]) & view.real[row][None]
     weights = logits.masked_fill(~seen, float("-inf")).softmax(dim=-1)
-    return weights.mean(dim=(0, 1))[None, columns]
+    return weights.mean(dim=(0, 1))
 
 
 def density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
@@ -121,61 +122,92 @@ def density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     density = (-nearest.square().mean(dim=1)).exp()
     order = torch.arange(len(tokens), device=tokens.device)
     denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
-    to_denser = distance.masked_fill(~denser, float(distance.max())).min(dim=1).values
+    to_denser = torch.where(denser, distance, distance.max()).min(dim=1).values
     centres = (to_denser * density).topk(clusters).indices.sort().values
     assigned = distance[:, centres].argmin(dim=1)
     assigned[centres] = torch.arange(clusters, device=tokens.device)
     return centres, assigned
 
 
+@dataclass
+class Rated:
+    """One image in a pass.
+
+    Attributes:
+        row: its sample.
+        raters: columns of the uncut prompt that rate its tokens.
+        entered: its tokens in front of the first cut.
+        left: its tokens now, recycled ones included.
+        cut: the columns that the last cut took, and their scores.
+    """
+
+    row: int
+    raters: Tensor
+    entered: int
+    left: int
+    cut: tuple[Tensor, Tensor] | None = None
+
+
 class SparseVLMPolicy(DecoderPolicy):
-    """The cuts of one pass."""
+    """The cuts of one pass. The host waits where the text behind an image is looked for; later all counts are known."""
 
     def __init__(self, method: SparseVLM) -> None:
         self.method = method
-        self.text: dict[tuple[int, int], Tensor] = {}
-        self.tokens: tuple[int, ...] = ()
-        self.cut: list[tuple[int, Tensor, Tensor]] = []
+        self.images: dict[int, Rated] = {}
+        self._sourced = False
 
     def enter(self, hidden: Tensor, image: Tensor, last: Tensor) -> None:
-        for row in range(len(image)):
-            for number in sorted(set(image[row].tolist()) - {-1}):
-                visual = (image[row] == number).nonzero()[:, 0]
-                behind = torch.arange(int(visual[-1]) + 1, int(last[row]) + 1, device=image.device)
-                behind = behind[image[row, behind] < 0]
-                if not len(behind):
-                    behind = last[row : row + 1]
-                self.text[row, number] = behind[raters(hidden[row, visual], hidden[row, behind])]
+        for number, row, end in places_of_images(image, last):
+            visual = (image[row] == number).nonzero()[:, 0]
+            behind = visual[-1] < torch.arange(image.shape[1], device=image.device)
+            text = (behind & (image[row] < 0))[: end + 1].nonzero()[:, 0]
+            if not len(text):
+                text = last[row : row + 1]
+            rating = text[raters(hidden[row, visual], hidden[row, text])]
+            self.images[number] = Rated(row, rating, len(visual), len(visual))
 
     def select(self, view: DecoderView) -> Tensor:
-        if not self.tokens:
-            counts = view.image[view.image >= 0].bincount(minlength=len(view.targets))
-            self.tokens = tuple(counts.tolist())
-            self.text = {key: view.source[key[0], columns] for key, columns in self.text.items()}
-        number = self.method.layers.index(view.layer)
-        self.cut = []
-
-        def rated(view: DecoderView, row: int, columns: Tensor) -> Tensor:
-            image = int(view.image[row, columns[0]])
-            rating = torch.isin(view.source[row], self.text[row, image]).nonzero()[:, 0]
-            scores = attention_of_raters(view, row, columns, rating)
-            self.cut.append((row, columns, scores[0]))
-            return scores
-
-        kept = tuple(kept_at(number, *pair) for pair in zip(self.tokens, view.targets, strict=True))
-        keep = keep_best(view, rated, kept)
-        self.cut = [
-            (row, columns[~keep[row, columns]], scores[~keep[row, columns]]) for row, columns, scores in self.cut
-        ]
+        if not self._sourced:
+            self._sourced = True
+            for one in self.images.values():
+                one.raters = view.source[one.row, one.raters]
+        cut = self.method.layers.index(view.layer)
+        scores = torch.zeros_like(view.image, dtype=torch.float32)
+        kept, columns = [], {}
+        for number, target in enumerate(view.targets):
+            one = self.images[number]
+            kept.append(kept_at(cut, one.entered, target))
+            if one.left > kept[-1]:
+                columns[number] = columns_of(view.image[one.row] == number, one.left)
+                rating = columns_of(torch.isin(view.source[one.row], one.raters), len(one.raters))
+                scores[one.row, columns[number]] = attention_of_raters(view, one.row, rating)[columns[number]]
+        keep = keep_best(view, lambda _: scores, kept)
+        for number, one in self.images.items():
+            one.cut = None
+            if number in columns:
+                own = columns[number]
+                gone = own[columns_of(~keep[one.row, own], one.left - kept[number])]
+                one.cut, one.left = (gone, scores[one.row, gone]), kept[number]
         return keep
 
     def recycle(self, layer: int, hidden: Tensor) -> list[Recycled]:
         if not self.method.recycled_share:
             return []
         recycled = []
-        for row, columns, scores in self.cut:
+        for one in self.images.values():
+            if one.cut is None:
+                continue
+            columns, scores = one.cut
             count = min(len(columns), int(len(columns) * self.method.recycled_share) + 1)
             members = columns[scores.topk(count).indices.sort().values]
-            centres, cluster = density_peaks(hidden[row, members], count // self.method.cluster_size + 1)
-            recycled.append(Recycled(row, members, cluster, members[centres]))
+            centres, cluster = density_peaks(hidden[one.row, members], count // self.method.cluster_size + 1)
+            recycled.append(Recycled(one.row, members, cluster, members[centres]))
+            one.left += len(centres)
         return recycled
+
+
+def places_of_images(image: Tensor, last: Tensor) -> list[tuple[int, int, int]]:
+    """Every image's number and row, and that row's last prompt column, from ``[B, S]`` and ``[B]``; sorted."""
+    rows, ends = image.tolist(), last.tolist()
+    found = {(number, row) for row, numbers in enumerate(rows) for number in numbers if number >= 0}
+    return [(number, row, ends[row]) for number, row in sorted(found)]

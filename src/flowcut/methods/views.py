@@ -24,6 +24,7 @@ class TowerPass:
             :meth:`VisionPolicy.choose_pooled` or :meth:`VisionPolicy.rank`.
         packed: whether the tower packs images of any size into one sequence (Qwen2-VL); the patches counted here
             are then groups of them where :meth:`Method.cuts_groups` says so.
+        model: the name of the model, or the folder it was loaded from; may be empty.
         seeds: gives a number for every image that depends on its pixels alone; the host waits for the device.
     """
 
@@ -34,6 +35,7 @@ class TowerPass:
     frames: tuple[int, ...] = ()
     ranks: bool = False
     packed: bool = False
+    model: str = ""
     seeds: Callable[[], tuple[int, ...]] = tuple
 
     @property

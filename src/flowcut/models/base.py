@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,6 +25,12 @@ class Packing:
         width: size of a patch's hidden state.
         values: numbers in one raw patch.
         deepstack: mergers of states from the middle of the tower, where the language model reads those too.
+        read: given the tower's positional and keyword arguments, the grids ``[images, 3]``, and the pixels of every
+            image; by default it is called with patches and ``grid_thw``.
+        restores: whether patches are joined by the model's own code behind the layers, out of the whole sequence: it
+            then sees what is left at its uncut place, among zeros. ``merger`` is not watched.
+        arrange: given the grids, the patch at every place of the sequence, int64 ``[patches]``, that brings the patches
+            of each group together; ``None`` where they are.
     """
 
     merger: nn.Module
@@ -33,6 +40,9 @@ class Packing:
     width: int
     values: int
     deepstack: tuple[nn.Module, ...] = ()
+    read: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
+    restores: bool = False
+    arrange: Callable[[Tensor], Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ class ModelParts:
             the picture.
         injection: the language model's method that adds the tower's intermediate features to the hidden states behind
             one of its layers, called with those states, a mask of the visual tokens, and the features.
+        tokens_per_image: visual tokens of every image, where the model hands out those of several images in one and the
+            tower stays whole; 0 where an entry is an image.
         first_position: the position of a prompt's first token.
         refusals: the stages at which nothing can be cut, ``"tower"``, ``"projector"`` or ``"decoder"``, and why: the
             end of a sentence that begins with the model's name.
@@ -111,6 +123,7 @@ class ModelParts:
     shuffle: tuple[nn.Module, str] | None = None
     grid_positions: bool = False
     injection: str | None = None
+    tokens_per_image: int = 0
     first_position: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
 
@@ -155,6 +168,7 @@ class ImageLayout:
         spread: whether the projector sees what is left of a picture at its uncut place, among zeros; it then works on
             all of its tokens, and those that were cut are left out behind it.
         blocked: why patches cannot be cut in the tower, where that is so, else empty.
+        plain: whether the tokens are the patches of one tile in their order, behind the prefix tokens.
         handed_out: what one entry of the features is that ``get_image_features`` and its like hand out: all of an image
             (or video), a row of the tower's batch, or all images of a sample.
     """
@@ -168,6 +182,7 @@ class ImageLayout:
     blend: tuple[Tensor, Tensor] | None = None
     spread: bool = False
     blocked: str = ""
+    plain: bool = False
     handed_out: Literal["image", "row", "sample"] = "image"
 
 
@@ -225,6 +240,11 @@ class ModelFamily(ABC):
             grid: patches of one row, (height, width).
             options: arguments of the call, and under :data:`MODALITY` what it encodes.
         """
-        patches = torch.arange(grid[0] * grid[1])
-        tokens = torch.cat([torch.full((choice.visible_prefix,), PREFIX), patches])
-        return [ImageLayout(1, grid, tokens, complete=True)] * images
+        return [plain_layout(choice.visible_prefix, grid)] * images
+
+
+@cache
+def plain_layout(prefix: int, grid: tuple[int, int]) -> ImageLayout:
+    """One grid, row by row, behind prefix tokens."""
+    tokens = torch.cat([torch.full((prefix,), PREFIX), torch.arange(grid[0] * grid[1])])
+    return ImageLayout(1, grid, tokens, complete=True, plain=True)

@@ -23,24 +23,33 @@ from .packed_towers import find_packed_tower
 from .readings import READINGS, Reading, layers_read, squared_layout
 from .towers import LAYOUTS, find_tower
 
-PLACEHOLDERS = {
-    "image": ("image_token_id", "image_token_index"),
-    "video": ("video_token_id", "video_token_index"),
-}
-"""Names under which configs hold the placeholder of a modality."""
+PLACEHOLDERS = ("image_token_id", "image_token_index")
+"""Names under which configs hold the placeholder of a visual token."""
 
-PROJECTORS = ("multi_modal_projector", "aligner")
+PROJECTORS = ("multi_modal_projector", "aligner", "vision_projection", "projector")
 """Names of the module that maps a tower's features into the language model."""
+
+MERGES = {
+    "Cosmos3EdgeModel": 2,
+    "Kimi_K25Model": 2,
+    "MiniMaxM3VLModel": 2,
+    "PaddleOCRVLModel": 2,
+    "VideoLlama3Model": 2,
+}
+"""Sides of the squares of patches that become one token, of models that join them and do not name it themselves."""
 
 FIRST_POSITIONS = {"PaliGemmaModel": 1}
 """Models that count the positions of a prompt from another number than 0."""
+
+AXES = 3
+"""Axes of places in a picture: time, height, width."""
 
 ENCODED = "mm_encoder_outputs"
 """The forward's argument that takes images which are encoded already."""
 
 
 class General(ModelFamily):
-    """Cuts behind the projector, and inside the decoder where every layer can be shown to follow."""
+    """Images alone: how frames of a video stand in a prompt differs too much to be told from the contract."""
 
     name: ClassVar[str] = "general"
     class_name: ClassVar[str] = "any class that keeps transformers' contract"
@@ -63,9 +72,12 @@ class General(ModelFamily):
         refusals: dict[str, str] = {}
         reading = READINGS.get(type(base).__name__)
         if reading is not None and encoder.config.model_type in LAYOUTS:
-            tower, projector = find_tower(encoder), projector_of(base)
+            tower, projector = find_tower(encoder.get_submodule(reading.inside)), projector_of(base)
         else:
-            tower, projector = find_packed_tower(encoder) or (whole_tower(encoder), nn.Identity())
+            merge = MERGES.get(type(base).__name__) or int(getattr(model.config, "spatial_merge_size", 1))
+            tower, projector = find_packed_tower(encoder, merge) or (whole_tower(encoder), nn.Identity())
+            if tower.packing is not None and tower.packing.restores:
+                projector = projector_of(base)
         if not tower.layers:
             refusals["tower"] = (
                 f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
@@ -81,9 +93,10 @@ class General(ModelFamily):
             projector=projector,
             language_model=decoder,
             decoder_layers=decoder_layers_of(decoder),
-            placeholders=placeholders_of(base),
+            placeholders={"image": placeholder_of(base)},
             group=reading.square(model.config) ** 2 if reading else 1,
             grid_positions=hasattr(model, "compute_3d_position_ids"),
+            tokens_per_image=tokens_per_image(model),
             first_position=FIRST_POSITIONS.get(type(base).__name__, 0),
             injection=injection_of(decoder),
             refusals=refusals,
@@ -143,6 +156,19 @@ def masked_by_types(base: nn.Module) -> str:
     return f"lets visual tokens see one another by {given[0]}, and its mask is not known behind a cut"
 
 
+def tokens_per_image(base: Any) -> int:
+    """Visual tokens of every image of a model that hands out those of a sample in one; 0 for others."""
+    return base.config.perceiver_config.resampler_n_latents if type(base).__name__ == "Idefics2Model" else 0
+
+
+def axes_of(decoder: nn.Module) -> int:
+    """Along how many axes a decoder counts positions; 0 where they are counted one after the other."""
+    config: Any = decoder.config
+    given = getattr(config, "rope_parameters", None) or {}
+    inner = [given, *(value for value in given.values() if isinstance(value, dict))]
+    return max(len(one.get("mrope_section") or ()) for one in inner)
+
+
 def encodes(module: nn.Module) -> bool:
     """Whether a module's class gives image features."""
     return hasattr(type(module), "get_image_features")
@@ -153,24 +179,21 @@ def whole_tower(module: nn.Module) -> VisionTower:
     return VisionTower(module=module, layers=(), attentions=(), projections=(), mlps=(), prefix=0, patch_size=1)
 
 
-def placeholders_of(base: nn.Module) -> dict[str, int]:
-    """The placeholder of every modality that ``base`` encodes and reads, by modality; images must be among them.
+def placeholder_of(base: nn.Module) -> int:
+    """The token id that stands for a visual token of an image.
 
     Raises:
-        UnsupportedModelError: the config names no placeholder for images.
+        UnsupportedModelError: the config names none.
     """
     config: Any = base.config
-    found: dict[str, int] = {}
-    for modality, names in PLACEHOLDERS.items():
-        token = next((getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)), None)
-        if token is not None and hasattr(type(base), f"get_{modality}_features"):
-            found[modality] = token
-    if "image" not in found:
+    found = (getattr(config, name, None) for name in PLACEHOLDERS)
+    token = next((token for token in found if isinstance(token, int)), None)
+    if token is None:
         raise UnsupportedModelError(
             f"{type(base).__name__} has no placeholder for a visual token in its config (looked for "
-            f"{' and '.join(PLACEHOLDERS['image'])}), so that cut tokens cannot be found in a prompt."
+            f"{' and '.join(PLACEHOLDERS)}), so that cut tokens cannot be found in a prompt."
         )
-    return found
+    return token
 
 
 def check_contract(base: nn.Module, top: nn.Module) -> None:
@@ -188,6 +211,8 @@ def check_contract(base: nn.Module, top: nn.Module) -> None:
         reason = "has its head inside the module that joins images and text, which is not supported without a file"
     elif not isinstance(getattr(model.get_decoder(), "layers", None), nn.ModuleList):
         reason = f"has a decoder ({type(model.get_decoder()).__name__}) without a list of layers"
+    elif axes_of(model.get_decoder()) not in (0, AXES):
+        reason = f"counts positions along {axes_of(model.get_decoder())} axes, of which only {AXES} are known"
     elif model.get_input_embeddings() is None:
         reason = "has no input embedding, by which placeholders are recognised"
     if reason:

@@ -1,20 +1,24 @@
 """The vision towers that pack pictures of any size into one sequence, by ``model_type``.
 
-They are called with the patches of all pictures and ``grid_thw``; their layers take ``cu_seqlens`` and rotary
-embeddings; groups of patches that follow one another become one visual token behind them.
+Most are called with the patches of all pictures and ``grid_thw``; their layers take ``cu_seqlens`` and rotary
+embeddings; groups of patches that follow one another become one visual token behind them. Others are called with
+pictures, or leave the joining to the model behind them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
+from ..errors import UnsupportedModelError
 from .base import Packing, VisionTower
+from .towers import side
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,11 @@ class PackedLayout:
         layers: the list of layers.
         attention: a layer's attention module.
         projection: the output projection in it.
-        merger: what makes visual tokens of groups.
+        mlp: a layer's MLP.
+        embedding: what embeds patches.
+        merger: what makes visual tokens of groups; empty where the model does, out of the whole sequence.
+        in_groups: whether the patches of a group follow one another, or stand in the rows of their picture.
+        read: see :class:`~flowcut.models.base.Packing`.
     """
 
     windows: bool = False
@@ -37,15 +45,79 @@ class PackedLayout:
     layers: str = "blocks"
     attention: str = "attn"
     projection: str = "proj"
+    mlp: str = "mlp"
+    embedding: str = "patch_embed.proj"
     merger: str = "merger"
+    in_groups: bool = True
+    read: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
+
+
+def pictures_with_sizes(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Grids and pixels of a tower that is called with pictures, filled up to one size, and ``image_sizes``."""
+    pixels: Tensor = args[0] if args else kwargs["pixel_values"]
+    sizes = kwargs.get("image_sizes")
+    if sizes is None:
+        sizes = [pixels.shape[-2:]] * len(pixels)
+    patches = torch.as_tensor(sizes).cpu() // side(visual.config.patch_size)
+    return torch.nn.functional.pad(patches, (1, 0), value=1), list(pixels)
+
+
+def patches_in_a_batch(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Grids and pixels of a tower that is called with ``[1, patches, ...]`` and ``grid_thw``."""
+    grids: Tensor = kwargs["grid_thw"]
+    pixels: Tensor = args[0] if args else kwargs["pixel_values"]
+    return grids, torch.split(pixels[0], grids.prod(dim=1).tolist())
+
+
+def merged_by_two(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Grids and pixels of a tower that is also told the ``merge_sizes`` of its pictures.
+
+    Raises:
+        UnsupportedModelError: one is not 2, as in frames of a video.
+    """
+    if bool((torch.as_tensor(kwargs["merge_sizes"]) != 2).any()):
+        raise UnsupportedModelError("Pictures are cut in squares of 2 x 2 patches; merge sizes other than 2 are not.")
+    grids: Tensor = kwargs["grid_thw"]
+    pixels: Tensor = args[0] if args else kwargs["pixel_values"]
+    return grids, torch.split(pixels, grids.prod(dim=1).tolist())
 
 
 PACKED: dict[str, PackedLayout] = {
     "cohere_compass_vision": PackedLayout(deepstack="deepstack_merger_list"),
+    "cosmos3_edge_vision": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="out_proj",
+        embedding="embeddings.patch_embedding",
+        merger="",
+    ),
     "exaone4_5_vision": PackedLayout(windows=True),
     "glm4v_moe_vision": PackedLayout(joiner="downsample"),
     "glm4v_vision": PackedLayout(joiner="downsample"),
     "glm_ocr_vision": PackedLayout(joiner="downsample"),
+    "kimi_k25_vision": PackedLayout(layers="layers", merger="", in_groups=False),
+    "minimax_m3_vl_vision": PackedLayout(
+        layers="layers", attention="self_attn", projection="out_proj", embedding="embeddings.proj", merger=""
+    ),
+    "paddleocr_vl_vision": PackedLayout(
+        layers="vision_model.encoder.layers",
+        attention="self_attn",
+        projection="out_proj",
+        embedding="vision_model.embeddings.patch_embedding",
+        merger="",
+        in_groups=False,
+        read=patches_in_a_batch,
+    ),
+    "pixtral": PackedLayout(
+        layers="transformer.layers",
+        attention="attention",
+        projection="o_proj",
+        mlp="feed_forward",
+        embedding="patch_conv",
+        merger="",
+        in_groups=False,
+        read=pictures_with_sizes,
+    ),
     "qwen2_5_omni_vision_encoder": PackedLayout(windows=True),
     "qwen2_5_vl_vision": PackedLayout(windows=True),
     "qwen2_vl_vision": PackedLayout(),
@@ -54,38 +126,67 @@ PACKED: dict[str, PackedLayout] = {
     "qwen3_omni_moe_vision_encoder": PackedLayout(deepstack="merger_list"),
     "qwen3_vl_moe_vision": PackedLayout(deepstack="deepstack_merger_list"),
     "qwen3_vl_vision": PackedLayout(deepstack="deepstack_merger_list"),
+    "video_llama_3_vision": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="out_proj",
+        embedding="embeddings.patch_embedding",
+        merger="",
+        read=merged_by_two,
+    ),
 }
 
 
-def find_packed_tower(module: nn.Module) -> tuple[VisionTower, nn.Module] | None:
-    """A packed tower taken apart, and what makes visual tokens of groups; ``None`` where its kind is not known."""
+def find_packed_tower(module: nn.Module, merge: int = 1) -> tuple[VisionTower, nn.Module] | None:
+    """A packed tower taken apart, and what makes visual tokens of groups; ``None`` where its kind is not known.
+
+    Args:
+        module: the tower.
+        merge: side of the squares that become one token, where the tower itself does not know.
+    """
     visual: Any = module
     layout = PACKED.get(getattr(getattr(visual, "config", None), "model_type", ""))
     if layout is None:
         return None
     layers = tuple(visual.get_submodule(layout.layers).children())
-    merger = visual.get_submodule(layout.merger)
-    weight: Tensor = visual.patch_embed.proj.weight
+    merger: nn.Module = visual.get_submodule(layout.merger) if layout.merger else nn.Identity()
+    merge = visual.spatial_merge_size if layout.merger else merge
+    weight: Tensor = visual.get_submodule(layout.embedding).weight
     packing = Packing(
         merger=merger,
-        group=visual.spatial_merge_size**2,
+        group=merge**2,
         encoders={"image": "get_image_features", "video": "get_video_features"},
         order=order_of(visual, layout),
         width=weight.shape[0],
         values=weight[0].numel(),
         deepstack=tuple(visual.get_submodule(layout.deepstack)) if layout.deepstack else (),
+        read=None if layout.read is None else partial(layout.read, visual),
+        restores=not layout.merger,
+        arrange=None if layout.in_groups else partial(by_group, merge),
     )
     tower = VisionTower(
         module=visual,
         layers=layers,
         attentions=tuple(layer.get_submodule(layout.attention) for layer in layers),
         projections=tuple(layer.get_submodule(f"{layout.attention}.{layout.projection}") for layer in layers),
-        mlps=tuple(layer.get_submodule("mlp") for layer in layers),
+        mlps=tuple(layer.get_submodule(layout.mlp) for layer in layers),
         prefix=0,
-        patch_size=visual.config.patch_size,
+        patch_size=side(visual.config.patch_size),
         packing=packing,
     )
     return tower, nn.ModuleList([visual.get_submodule(layout.joiner), merger]) if layout.joiner else merger
+
+
+def by_group(merge: int, grids: Tensor) -> Tensor | None:
+    """The patch at every place of a sequence in which squares of ``merge`` x ``merge`` patches follow one another."""
+    if merge == 1:
+        return None
+    places, first = [], 0
+    for frames, height, width in grids.tolist():
+        numbers = torch.arange(frames * height * width).reshape(frames, height // merge, merge, width // merge, merge)
+        places.append(numbers.transpose(2, 3).flatten() + first)
+        first += frames * height * width
+    return torch.cat(places)
 
 
 def order_of(visual: nn.Module, layout: PackedLayout) -> Callable[[Tensor, dict[str, Any]], Tensor | None]:

@@ -21,6 +21,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..trace import CacheState, ImageTrace, Stretch
@@ -75,6 +76,19 @@ _at_work: ContextVar[ForwardPass | None] = ContextVar("flowcut_pass", default=No
 _part: ContextVar[Part | None] = ContextVar("flowcut_part", default=None)
 
 
+@dataclass
+class _Traced:
+    """The running part while torch.compile traces a tower: it cannot follow a context variable that is set inside.
+
+    Only one thread traces at a time, and nothing of it is left in what it compiles.
+    """
+
+    part: Part | None = None
+
+
+_traced = _Traced()
+
+
 def at_work(owner: object = None) -> ForwardPass | None:
     """The pass at work in this thread; with ``owner``, only one that belongs to it."""
     current = _at_work.get()
@@ -112,17 +126,26 @@ def joined(owner: object) -> Iterator[ForwardPass]:
 def part_in(kwargs: dict[str, Any]) -> Part | None:
     """The part that a layer or module runs for: the one among its keyword arguments, else the one running around it."""
     part: Part | None = kwargs.get(PART_KEYWORD)
-    return _part.get() if part is None else part
+    return running_part() if part is None else part
 
 
 def running_part() -> Part | None:
     """The part whose tower or layer is running in this thread."""
+    if torch.compiler.is_compiling() and _traced.part is not None:
+        return _traced.part
     return _part.get()
 
 
 @contextmanager
 def running(part: Part | None) -> Iterator[None]:
     """While the block runs, it runs for ``part``."""
+    if torch.compiler.is_compiling():
+        around, _traced.part = _traced.part, part
+        try:
+            yield
+        finally:
+            _traced.part = around
+        return
     token = _part.set(part)
     try:
         yield

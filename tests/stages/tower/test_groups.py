@@ -6,7 +6,7 @@ import torch
 
 from flowcut import FlowCut
 from flowcut.algorithm import flow
-from flowcut.methods.flowcut import FlowCutPolicy, pooled_counts
+from flowcut.methods.flowcut_policy import FlowCutPolicy, pooled_counts
 from flowcut.methods.views import LayerView, TowerPass
 
 GROUP, GROUPS = 3, 6

@@ -49,7 +49,7 @@ class DecoderStep:
         self.apart = apart
         self.cache = cache
         self._embeddings: list[tuple[Any, list[Any]]] = []
-        self._arguments: dict[tuple[int, str], dict[str, Any]] = {}
+        self._arguments: dict[tuple[int, str, bool], dict[str, Any]] = {}
 
     def embed(self, rotary: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's call of its rotary embedding, for the positions of all stretches at once.
@@ -71,21 +71,23 @@ class DecoderStep:
         Args:
             layer: its index.
             hidden: ``[B, S, width]``, what goes into it.
-            embeddings: the rotary embedding that the model hands to it.
+            embeddings: the rotary embedding that the model hands to it, if any.
         """
         number = bisect_left(self.layers, layer)
         kind = layer_kind(self.parts.language_model.config, layer)
-        if (number, kind) not in self._arguments:
-            self._arguments[number, kind] = self._made(number, kind, layer, hidden, embeddings)
-        return self._arguments[number, kind]
+        turned = embeddings is not None
+        if (number, kind, turned) not in self._arguments:
+            self._arguments[number, kind, turned] = self._made(number, kind, layer, hidden, embeddings)
+        return self._arguments[number, kind, turned]
 
     def _made(self, number: int, kind: str, layer: int, hidden: Tensor, embeddings: Any) -> dict[str, Any]:
         made: dict[str, Any] = {"attention_mask": self._mask(number, kind, layer, hidden)}
         if self.apart:
             made["position_ids"] = self.positions[number]
-            made["position_embeddings"] = next(apart for first, apart in self._embeddings if first is embeddings)[
-                number
-            ]
+            for first, apart in self._embeddings:
+                # A layer may have none, where it does not tell positions apart.
+                if first is embeddings:
+                    made["position_embeddings"] = apart[number]
         return made
 
     def _mask(self, number: int, kind: str, layer: int, hidden: Tensor) -> Any:

@@ -50,7 +50,7 @@ def observed_attention(
         if needed is not None and attention_mask is None and seat.narrows:
             narrow = needed.narrow(query.transpose(1, 2)).transpose(1, 2)
             output, weights = seat.implementation(module, narrow, key, value, None, **kwargs)
-            return needed.widen(output, query.shape[2]), weights
+            return needed.in_front_of(output, query.shape[2]), weights
     return seat.implementation(module, query, key, value, attention_mask, **kwargs)
 
 

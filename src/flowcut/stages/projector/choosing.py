@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...algorithm.selection import with_prefix
 from ...errors import NonFiniteError
 from ...methods.base import Method
 from ...methods.policies import ProjectorPolicy
@@ -70,28 +72,22 @@ def choose(
     The tower may have cut some of its tokens before; the choice is among those that are left.
 
     Returns:
-        Its trace, and which of the tokens given stay: boolean ``[visual tokens]``.
+        Its trace, and which of the tokens given stay: boolean ``[visual tokens]``, or their numbers.
     """
+    uncut = trace.visual_tokens == trace.placeholders
+    if trace.layout.plain and uncut and all(tile.handed_on is None for tile in trace.tiles):
+        return choose_of_plain(policy, trace, features, text)
     left = trace.placeholder_kept.to(features.device).nonzero()[:, 0]
     tokens = trace.layout.tokens.to(features.device)[left]
     eligible = (tokens >= 0).nonzero()[:, 0]
     prefix = int((trace.layout.tokens == PREFIX).sum())
-    target = min(trace.target - prefix, len(eligible))
-    if target < 1:
-        raise ValueError(
-            f"A budget of {trace.target} visual token(s) leaves no patch: the model also reads {prefix} prefix "
-            f"token(s) of the tower (its CLS token). Give at least {prefix + 1}."
-        )
+    target = room_for_patches(trace, prefix, len(eligible))
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         own = features.detach()[eligible].float()
         places = tokens[eligible]
         view = ProjectedView(own, places, trace.grid, text.detach().float(), target, handed_on_of(trace, places))
         index = policy.select(view)
-        if not bool(torch.isfinite(own).all()):
-            raise NonFiniteError(
-                "The projector produced NaN or infinite features, so visual tokens cannot be ranked. Check the pixel "
-                "values and the model's dtype (float16 can overflow; try bfloat16)."
-            )
+        check_projected(own)
     kept = tokens == PREFIX
     kept[eligible[index]] = True
     if method.image_newline:
@@ -100,6 +96,56 @@ def choose(
     return replace(
         trace, placeholder_kept=after, visual_tokens=int(kept.sum()), chosen=places[index].sort().values
     ), kept
+
+
+def choose_of_plain(
+    policy: ProjectorPolicy, trace: ImageTrace, features: Tensor, text: Tensor
+) -> tuple[ImageTrace, Tensor]:
+    """:func:`choose` where the tower cut nothing and its patches are the tokens in their order, so that all is known.
+
+    Returns:
+        The image's trace, and the tokens that stay: int64, ascending.
+    """
+    patches = trace.tiles[0].patches
+    prefix = len(features) - patches
+    target = room_for_patches(trace, prefix, patches)
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        own = features.detach()[prefix:].float()
+        places = torch.arange(patches, device=own.device)
+        index = policy.select(ProjectedView(own, places, trace.grid, text.detach().float(), target))
+        check_projected(own)
+    stays = with_prefix(index[None], prefix)[0]
+    after = torch.zeros(len(features), dtype=torch.bool, device=index.device).index_fill_(0, stays, True)
+    return replace(trace, placeholder_kept=after, visual_tokens=prefix + target, chosen=index), stays
+
+
+def room_for_patches(trace: ImageTrace, prefix: int, most: int) -> int:
+    """How many patches an image's budget leaves room for, ``most`` at most.
+
+    Raises:
+        ValueError: none.
+    """
+    target = min(trace.target - prefix, most)
+    if target < 1:
+        raise ValueError(
+            f"A budget of {trace.target} visual token(s) leaves no patch: the model also reads {prefix} prefix "
+            f"token(s) of the tower (its CLS token). Give at least {prefix + 1}."
+        )
+    return target
+
+
+def check_projected(features: Tensor) -> None:
+    """Refuse to choose among features that are not finite; the host waits for the device.
+
+    Raises:
+        NonFiniteError: says what to do.
+    """
+    # One number tells: with NaN or an infinite value among them, a sum is not finite.
+    if not isfinite(features.sum().item()):
+        raise NonFiniteError(
+            "The projector produced NaN or infinite features, so visual tokens cannot be ranked. Check the pixel "
+            "values and the model's dtype (float16 can overflow; try bfloat16)."
+        )
 
 
 def handed_on_of(trace: ImageTrace, places: Tensor) -> Tensor | None:

@@ -31,15 +31,12 @@ from ..observing.tracing import untraced
 from .cache import begun, caches_in, read_states, write_states
 from .cache_argument import cache_in, with_current_name
 from .generation import generation_overrides
-from .handing import handed_to
+from .handing import PIXELS, check_modalities, check_unread, handed_to
 from .outputs import OutputStage
 from .packing import check_lengths
 from .preparing import preparing_overrides
 from .shortening import TOKENS, Shortened, Shortening, two_dimensional_mask
 from .step import STEP, Steps
-
-PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
-"""The forward arguments that may carry the raw input of each modality."""
 
 
 class SequenceStage(Stage):
@@ -130,13 +127,13 @@ class SequenceStage(Stage):
             if module is self.parts.base and not self.decoder.layers:
                 del kwargs[STEP]
             return original(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            # The hooks saw the call; a graph must not end in the middle of a block.
-            return original(*args, **kwargs)
         current = at_work(self.owner)
         if self.closed or (current is not None and current.announced is module):
             if current is not None:
                 current.announced = None
+            if torch.compiler.is_compiling():
+                # A graph cannot end in the middle of a block.
+                return original(*args, **kwargs)
             with self._interruptible(module):
                 return original(*args, **kwargs)
         return module(*args, **kwargs)
@@ -235,10 +232,12 @@ class SequenceStage(Stage):
             handed = handed_to(self.parts.base, encoder, alone)
             if handed is None:
                 # Pixels without an image, which the model's forward leaves alone.
+                check_unread(self.parts, call, modality)
                 continue
             args, arguments = handed
             outputs[modality] = getattr(self.parts.base, encoder)(*args, **{**arguments, "return_dict": True})
             call.update({"mm_encoder_outputs": outputs, pixels: None})
+        check_modalities(self.parts, call)
 
     def _traced(self, shortened: Shortened) -> Trace:
         sequence = SequenceTrace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..observing.overrides import Override
 from ..projector.features import TRACES, features_of_images
 from .cache import read_states
 from .cache_argument import cache_in
-from .placeholders import check_count, find_placeholders
+from .placeholders import are_placeholders, rows_of_images
 
 _PROMPT = "flowcut_prompt"
 
@@ -58,10 +58,9 @@ def expand_with_traces(
         input_ids = None
     for name, output in cut.items():
         traces: list[ImageTrace] = getattr(output, TRACES)
-        found = find_placeholders(model.get_input_embeddings(), parts.placeholders[name], input_ids, inputs_embeds)
-        check_count(found, traces, name)
-        starts = torch.tensor([0, *accumulate(trace.placeholders for trace in traces)][:-1], device=found.device)
-        images = groupby(enumerate(found[starts, 0].tolist()), key=itemgetter(1))
+        found = are_placeholders(model.get_input_embeddings(), parts.placeholders[name], input_ids, inputs_embeds)
+        rows = rows_of_images(found.sum(dim=1).tolist(), traces, name)
+        images = groupby(enumerate(rows), key=itemgetter(1))
         order = [image for _, sample in images for image in [number for number, _ in sample] * expand_size]
         whole = bool(traces) and all(trace.whole for trace in traces)
         given = features_of_images(output.pooler_output, traces) if whole else output.pooler_output

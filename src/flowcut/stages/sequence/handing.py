@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...errors import NotAppliedError, UnsupportedModelError
+from ...models.base import ModelParts
+
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+"""The forward arguments that may carry the raw input of each modality."""
+
 
 class Reached(Exception):
     """The forward came to what it was watched for.
@@ -26,7 +32,7 @@ class Reached(Exception):
 
 
 class StandIn:
-    """A module of which nothing is computed: its attributes are the module's, calls of modules raise :class:`Reached`.
+    """A module of which only embeddings are computed: calls of other modules inside it raise :class:`Reached`.
 
     The module itself is not touched, so other threads may use it meanwhile.
 
@@ -46,6 +52,9 @@ class StandIn:
         return StandIn(value, self._encoder) if isinstance(value, nn.Module) else value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self._module, nn.Embedding):
+            # Some forwards embed the text before they look at the pictures.
+            return self._module(*args, **kwargs)
         raise Reached(None)
 
     def _encode(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,3 +79,39 @@ def handed_to(base: nn.Module, encoder: str, call: dict[str, Any]) -> tuple[tupl
     except Reached as reached:
         return reached.handed
     return None
+
+
+def check_modalities(parts: ModelParts, call: dict[str, Any]) -> None:
+    """Refuse input of a kind that the model takes and that is not cut here.
+
+    Raises:
+        UnsupportedModelError: names it.
+    """
+    encoded = call.get("mm_encoder_outputs") or {}
+    others = {name: arguments for name, arguments in PIXELS.items() if name not in parts.placeholders}
+    given = [name for name, arguments in others.items() if encoded.get(name) is not None or any_of(call, arguments)]
+    if given:
+        raise UnsupportedModelError(
+            f"{type(parts.base).__name__} was given {' and '.join(given)} input, which is not cut in this class "
+            "(docs/families.md). Give frames as images, or detach for it."
+        )
+
+
+def any_of(call: dict[str, Any], arguments: tuple[str, ...]) -> bool:
+    """Whether one of some arguments is given."""
+    return any(call.get(name) is not None for name in arguments)
+
+
+def check_unread(parts: ModelParts, call: dict[str, Any], modality: str) -> None:
+    """Make sure that a call whose forward does not come to its encoder has no placeholders.
+
+    Raises:
+        NotAppliedError: it has some.
+    """
+    ids = call.get("input_ids")
+    if ids is not None and bool((ids == parts.placeholders[modality]).any()):
+        raise NotAppliedError(
+            f"{type(parts.base).__name__} has {modality} placeholders in its prompt, but its forward calls another "
+            f"module before get_{modality}_features, so that nothing could be cut. Encode the pictures first, as "
+            "generate() does."
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,10 +15,10 @@ from ...trace import ImageTrace
 from ..projector.features import TRACES
 
 
-def find_placeholders(
+def are_placeholders(
     embedding: nn.Module, token: int, input_ids: Tensor | None, inputs_embeds: Tensor | None
 ) -> Tensor:
-    """Positions ``[P, 2]`` (row, column) of the placeholder ``token``, in reading order.
+    """Boolean ``[B, L]``: which columns hold the placeholder ``token``.
 
     Args:
         embedding: the model's input embedding, to recognise placeholders that are embedded already.
@@ -23,11 +26,11 @@ def find_placeholders(
         input_ids: ``[B, L]``, or ``None`` where ``inputs_embeds`` ``[B, L, width]`` is given.
     """
     if input_ids is not None:
-        return (input_ids == token).nonzero()
+        return input_ids == token
     assert inputs_embeds is not None
     row: Tensor = embedding(torch.tensor(token, device=inputs_embeds.device))
     matches: Tensor = (inputs_embeds == row).all(dim=-1)
-    return matches.nonzero()
+    return matches
 
 
 def image_traces(outputs: Any, modality: str) -> list[ImageTrace]:
@@ -46,49 +49,57 @@ def image_traces(outputs: Any, modality: str) -> list[ImageTrace]:
     return traces
 
 
-def check_count(placeholders: Tensor, images: list[ImageTrace], modality: str) -> None:
-    """Make sure that prompts and images fit together.
-
-    Raises:
-        ValueError: the prompts have more or fewer placeholders than the images need.
-    """
-    needed = sum(trace.placeholders for trace in images)
-    if len(placeholders) != needed:
-        raise ValueError(
-            f"The prompts have {len(placeholders)} {modality} placeholders, but the {len(images)} {modality}(s) "
-            f"given need {needed}. Give one block of placeholders for every {modality} (the processor writes them)."
-        )
-
-
-def mark_kept(
-    keep: Tensor, image: Tensor, placeholders: Tensor, images: list[ImageTrace], first_number: int, modality: str
-) -> list[int]:
-    """Clear ``keep`` at the placeholders of cut tokens, and write each image's number into ``image``.
+def rows_of_images(per_row: Sequence[int], images: Sequence[ImageTrace], modality: str) -> list[int]:
+    """The row of every image.
 
     Args:
-        keep: boolean ``[B, L]``, changed in place.
-        image: int64 ``[B, L]``, changed in place; images are numbered from ``first_number``.
-        placeholders: :func:`find_placeholders`.
-        images: what became of the images.
+        per_row: how many placeholders every row has.
+        images: what became of the images, in reading order.
         modality: for the messages.
 
-    Returns:
-        The row of every image.
-
     Raises:
-        ValueError: the prompts have more or fewer placeholders than the images need.
+        ValueError: the prompts have more or fewer placeholders than the images need, or an image's lie in two rows.
     """
-    check_count(placeholders, images, modality)
-    lengths = torch.tensor([trace.placeholders for trace in images], device=placeholders.device)
-    rows, columns = placeholders.unbind(dim=1)
-    keep[rows, columns] = torch.cat([trace.placeholder_kept.to(keep.device) for trace in images])
-    image[rows, columns] = torch.arange(len(images), device=lengths.device).repeat_interleave(lengths) + first_number
-    ends = lengths.cumsum(0)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    first, last = torch.stack([placeholders[starts, 0], placeholders[ends - 1, 0]]).tolist()
-    if first != last:
+    needed = [trace.placeholders for trace in images]
+    if sum(per_row) != sum(needed):
+        raise ValueError(
+            f"The prompts have {sum(per_row)} {modality} placeholders, but the {len(images)} {modality}(s) given "
+            f"need {sum(needed)}. Give one block of placeholders for every {modality} (the processor writes them)."
+        )
+    ends_of_rows = list(accumulate(per_row))
+    ends = list(accumulate(needed))
+    first = [bisect_right(ends_of_rows, end - count) for end, count in zip(ends, needed, strict=True)]
+    if first != [bisect_right(ends_of_rows, end - 1) for end in ends]:
         raise ValueError(
             f"The placeholders of one {modality} are spread over two samples. Every sample needs whole blocks: "
-            f"{[trace.placeholders for trace in images]} placeholders, in this order."
+            f"{needed} placeholders, in this order."
         )
-    return list(first)
+    return first
+
+
+class Placeholders:
+    """The placeholders of one modality in a call.
+
+    Args:
+        places: boolean ``[B, L]``, where they stand.
+        rows: the row of every image.
+    """
+
+    def __init__(self, places: Tensor, rows: list[int]) -> None:
+        self.places = places
+        self.rows = rows
+        self.number = (places.flatten().cumsum(0) - 1).clamp(min=0).view_as(places)
+
+    def keep(self, keep: Tensor, images: Sequence[ImageTrace]) -> None:
+        """Clear ``keep``, boolean ``[B, L]``, at the placeholders of cut tokens."""
+        if images:
+            kept = torch.cat([trace.placeholder_kept.to(keep.device) for trace in images])
+            keep &= ~self.places | kept[self.number]
+
+    def write_numbers(self, image: Tensor, images: Sequence[ImageTrace], first: int) -> None:
+        """Write the number of each image into ``image``, int64 ``[B, L]``; they are counted from ``first``."""
+        if images:
+            lengths = torch.tensor([trace.placeholders for trace in images], device=image.device)
+            numbers = torch.arange(first, first + len(images), device=image.device)
+            own = numbers.repeat_interleave(lengths, output_size=sum(trace.placeholders for trace in images))
+            image.copy_(torch.where(self.places, own[self.number], image))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...algorithm.columns import ColumnCut, all_columns, keep_columns
+from ...algorithm.columns import ColumnCut, Known, all_columns, keep_columns
 from ...algorithm.positions import shifted_positions
 from ...errors import FlowCutError
 from ...methods.base import Method
@@ -21,7 +21,7 @@ from .cache import read_states
 from .cache_argument import cache_in
 from .generation import prompt_length
 from .packing import check_lengths, check_packed, starts_of_samples
-from .placeholders import find_placeholders, image_traces, mark_kept
+from .placeholders import Placeholders, are_placeholders, image_traces, rows_of_images
 from .places import places_of
 from .reservation import Reservation
 
@@ -79,17 +79,20 @@ class Shortening:
         keep = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         image = torch.full_like(keep, -1, dtype=torch.long)
         starts = None if states or cache_in(call) is not None else starts_of_samples(call)
-        if self.method.cuts_projected and features:
-            features = self._cut_projected(call, features, tokens)
-        images, images_of = self._mark(call, features, keep, image)
         mask = two_dimensional_mask(call)
-        new_mask = torch.ones_like(keep, dtype=torch.long) if mask is None else mask[:, -columns:]
+        padding = None if mask is None else mask[:, -columns:]
+        found, padded = self._find(call, features, padding)
+        if self.method.cuts_projected and features:
+            features = self._cut_projected(call, features, found, tokens)
+        images, images_of = self._mark(features, found, keep, image)
+        new_mask = torch.ones_like(keep, dtype=torch.long) if padding is None else padding
         before = states[0] if states else self._uncut_state(call, new_mask)
         whole = not states and all(image.whole for image in images)
         nothing_to_drop = whole or not features
-        padding = None if mask is None else new_mask
+        left = [columns - sum(trace.placeholders - trace.visual_tokens for trace in own) for own in images_of]
+        known = Known(min(left), max(left), *padded)
         every = all_columns(keep, unpadded=mask is None) if nothing_to_drop else None
-        cut = keep_columns(keep, padding, image >= 0) if every is None else every
+        cut = keep_columns(keep, padding, image >= 0, known) if every is None else every
         if not whole:
             check_lengths(call)
             if starts is not None:
@@ -97,17 +100,19 @@ class Shortening:
         if self.parts.grid_positions:
             positions = places_of(self.parts.base, call, before, keep.shape, keep.device)
         else:
-            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length + self.parts.first_position
+            first = before.uncut_length + self.parts.first_position
+            in_order = torch.arange(first, first + columns, device=keep.device)[None]
             given: Tensor | None = call.get("position_ids")
             positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
-        positions = shifted_positions(positions, cut, before.removed, ~keep, compact, starts)
+        dropped = ~keep
+        positions = shifted_positions(positions, cut, before.removed, dropped, compact, starts)
         full = before.full and cut.even and cut.unpadded
-        removed = (~keep).sum(dim=1)
+        removed = dropped.sum(dim=1)
         stretch = Stretch(before, cut, cut.take(new_mask), positions, removed, cut.take(image, -1), full=full)
         stretches = [stretch]
         if not whole:
-            in_text = None if starts is None else self._in_text(call, cut, before, ~keep, starts)
+            in_text = None if starts is None else self._in_text(call, cut, before, dropped, starts)
             self._write(call, stretch, in_text)
             if self.layers:
                 targets = tuple(image.target for image in images)
@@ -138,14 +143,17 @@ class Shortening:
         lengths = (prompt_length(outputs, tokens, before.uncut_length) for outputs in features.values())
         return min(lengths, default=tokens.shape[1])
 
-    def _cut_projected(self, call: dict[str, Any], features: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+    def _cut_projected(
+        self, call: dict[str, Any], features: dict[str, Any], found: dict[str, Placeholders], tokens: Tensor
+    ) -> dict[str, Any]:
         """Let the method choose among the projected features of every image; they go into ``call``."""
         model: Any = self.parts.base
-        image = torch.full(tokens.shape[:2], -1, device=tokens.device)
-        images, _ = self._mark(call, features, torch.ones_like(image, dtype=torch.bool), image)
+        images = [trace for modality, outputs in features.items() for trace in image_traces(outputs, modality)]
         empty = next(iter(features.values())).pooler_output[0][:0]
         texts = [empty] * len(images)
         if self.method.reads_text:
+            image = torch.full(tokens.shape[:2], -1, device=tokens.device)
+            self._mark(features, found, torch.ones_like(image, dtype=torch.bool), image)
             cache = cache_in(call)
             states = read_states(cache)
             before = states[0] if states else self._uncut_state(call, torch.ones_like(image))
@@ -159,8 +167,43 @@ class Shortening:
         call["mm_encoder_outputs"] = {**call["mm_encoder_outputs"], **cut}
         return cut
 
+    def _find(
+        self, call: dict[str, Any], features: dict[str, Any], padding: Tensor | None
+    ) -> tuple[dict[str, Placeholders], tuple[bool, bool]]:
+        """Where the placeholders are, and what the batch is padded with.
+
+        Args:
+            call: arguments of the base model's forward.
+            features: the encoded images, by modality.
+            padding: ``[B, L]``, the mask of the call's columns.
+
+        Returns:
+            The placeholders by modality; whether there is no padding at all, and whether there is none at the end.
+        """
+        model: Any = self.parts.base
+        given = [call.get(name) for name in TOKENS]
+        places = [
+            are_placeholders(model.get_input_embeddings(), self.parts.placeholders[modality], *given)
+            for modality in features
+        ]
+        # Asked for together, since the host waits for the device once for each question.
+        questions = [own.sum(dim=1) for own in places]
+        if padding is not None:
+            real = padding.bool()
+            questions += [real.all()[None], real[:, -1].all()[None]]
+        answers = torch.cat(questions).tolist() if questions else []
+        unpadded, full_at_end = (True, True) if padding is None else map(bool, answers[-2:])
+        found = {}
+        for number, (modality, outputs) in enumerate(features.items()):
+            rows = len(places[number])
+            per_row = answers[number * rows : (number + 1) * rows]
+            images = rows_of_images(per_row, image_traces(outputs, modality), modality)
+            found[modality] = Placeholders(places[number], images)
+        return found, (unpadded, full_at_end)
+
+    @staticmethod
     def _mark(
-        self, call: dict[str, Any], features: dict[str, Any], keep: Tensor, image: Tensor
+        features: dict[str, Any], found: dict[str, Placeholders], keep: Tensor, image: Tensor
     ) -> tuple[list[ImageTrace], list[list[ImageTrace]]]:
         """Clear ``keep`` where tokens were cut, number the images in ``image``.
 
@@ -169,12 +212,11 @@ class Shortening:
         """
         ordered: list[ImageTrace] = []
         images_of: list[list[ImageTrace]] = [[] for _ in keep]
-        model: Any = self.parts.base
         for modality, outputs in features.items():
             images = image_traces(outputs, modality)
-            token = self.parts.placeholders[modality]
-            found = find_placeholders(model.get_input_embeddings(), token, *(call.get(name) for name in TOKENS))
-            for trace, row in zip(images, mark_kept(keep, image, found, images, len(ordered), modality), strict=True):
+            found[modality].keep(keep, images)
+            found[modality].write_numbers(image, images, len(ordered))
+            for trace, row in zip(images, found[modality].rows, strict=True):
                 images_of[row].append(trace)
             ordered += images
         return ordered, images_of

@@ -72,7 +72,7 @@ class Steps:
             return places_of(self.parts.base, call, before, shape, tokens.device)
         positions: Tensor | None = call.get("position_ids")
         if positions is None:
-            first = before.uncut_length
+            first = before.uncut_length + self.parts.first_position
             positions = torch.arange(first, first + shape[1], device=tokens.device)[None]
         if not self.compact:
             return positions.expand(shape)

@@ -20,6 +20,7 @@ from ..observing.overrides import Override
 from ..observing.stage import Stage
 from ..projector.features import TRACES, encode, join_groups, pack_kept
 from .batched_pass import BatchedPass
+from .shared import name_of
 from .shrinking import shrink
 from .tiles import plan_image
 
@@ -53,9 +54,9 @@ class BatchedStage(Stage):
                 layer.register_forward_hook(partial(self._after_layer, index), prepend=True, with_kwargs=True)
             )
             self.overrides.append(Override(layer, "forward", partial(run_or_skip, index)))
-        for modules in (tower.projections, tower.mlps):
+        for modules, narrow in ((tower.projections, narrow_projected), (tower.mlps, narrow_input)):
             for index, module in enumerate(modules):
-                self.handles.append(module.register_forward_pre_hook(partial(narrow_input, index)))
+                self.handles.append(module.register_forward_pre_hook(partial(narrow, index)))
                 self.handles.append(module.register_forward_hook(partial(widen_output, index)))
         return observation
 
@@ -83,7 +84,8 @@ class BatchedStage(Stage):
             args, kwargs = args[1:], {**kwargs, "pixel_values": pixel_values}
             patches = len(places)
         frames = tuple(layout.tiles for layout in layouts) if options.get(MODALITY) == "video" else ()
-        current = BatchedPass(tower, choice, plan, patches, self.method, pixel_values, frames, places)
+        name = name_of(self.parts)
+        current = BatchedPass(tower, choice, plan, patches, self.method, pixel_values, frames, places, name)
         return args, {**kwargs, PART_KEYWORD: current}
 
     def _after_layer(
@@ -118,13 +120,28 @@ class BatchedStage(Stage):
         return output
 
 
-def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Pre-hook of a vision layer's projection and MLP: tokens that are cut after the layer need not pass through."""
+def narrow_projected(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Pre-hook of a vision layer's projection: tokens that are cut after the layer need not pass through.
+
+    Where attention was computed for the others alone, they stand in front already.
+    """
     current = running_part()
     narrowing = current.narrowing(index) if isinstance(current, BatchedPass) else None
     if narrowing is None or not isinstance(current, BatchedPass):
         return None
-    current.tokens_into[index] = args[0].shape[1]
+    current.wide_inputs[index] = args[0]
+    if narrowing.in_front:
+        return (args[0][:, : narrowing.index.shape[1]], *args[1:])
+    return (narrowing.narrow(args[0]), *args[1:])
+
+
+def narrow_input(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Pre-hook of a vision layer's MLP, to the same end."""
+    current = running_part()
+    narrowing = current.narrowing(index) if isinstance(current, BatchedPass) else None
+    if narrowing is None or not isinstance(current, BatchedPass):
+        return None
+    current.wide_inputs[index] = args[0]
     return (narrowing.narrow(args[0]), *args[1:])
 
 
@@ -134,7 +151,7 @@ def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: T
     narrowing = current.narrowing(index) if isinstance(current, BatchedPass) else None
     if narrowing is None or not isinstance(current, BatchedPass):
         return None
-    return narrowing.widen(output, current.tokens_into[index])
+    return narrowing.widen(output, current.wide_inputs.pop(index))
 
 
 def run_or_skip(index: int, original: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,7 @@ class BatchedPass:
         method: what cuts.
         pixels: the batch.
         frames: rows of each video.
+        model: its name, or the folder it was loaded from.
         places: where the pictures were scaled down, the patches of the full grid that theirs stand for.
     """
 
@@ -49,6 +50,7 @@ class BatchedPass:
         pixels: Tensor,
         frames: tuple[int, ...] = (),
         places: Tensor | None = None,
+        model: str = "",
     ) -> None:
         self.tower = tower
         self.choice = choice
@@ -73,6 +75,7 @@ class BatchedPass:
                     pixels.device,
                     frames,
                     ranks=bool(self.pooled_targets),
+                    model=model,
                     seeds=partial(seeds_of, pixels),
                 ),
                 None
@@ -88,7 +91,7 @@ class BatchedPass:
         self.reductions: dict[int, Narrowing | Merging] = {}
         self.sources: Tensor | None = None
         self.cut_behind: list[int] = []
-        self.tokens_into: dict[int, int] = {}
+        self.wide_inputs: dict[int, Tensor] = {}
         self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self.tokens_after_layer: list[tuple[int, ...]] = []
         self.masks_seen: dict[int, Any] = {}
@@ -156,7 +159,8 @@ class BatchedPass:
         alive = torch.arange(self.patches)[None].expand(len(features), -1) if self.alive is None else self.alive
         places = with_prefix(order[alive.to(features.device)].flatten(1), self.tower.prefix)
         kept = Narrowing.to(places, self._tokens(self.counts))
-        return kept.widen(features, self.tower.prefix + self.patches * self.group)
+        full = self.tower.prefix + self.patches * self.group
+        return kept.widen(features, features.new_zeros(len(features), full, features.shape[-1]))
 
     def narrowing(self, layer: int) -> Narrowing | None:
         """The tokens that go on after ``layer``, where some do not."""

@@ -6,40 +6,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...algorithm.selection import counts_mask, gather_tokens
 from ...methods.views import Merge, Selection
 
 
-@dataclass(frozen=True)
+@dataclass
 class Narrowing:
     """The tokens of a layer that go on after it.
 
+    A layer wants the outputs of its parts at full length. What stands there for tokens that do not go on is never read:
+    they leave behind the layer, and their gradient is zero. So whatever is at hand may stand there.
+
     Attributes:
         index: ``[B, K]``, their positions among the layer's S tokens, filled up with valid positions.
-        real: ``[B, K]``, false where ``index`` is filled up.
+        real: ``[B, K]``, false where ``index`` is filled up; ``None`` where it is not.
+        in_front: whether the layer's attention was computed for these tokens alone, which stand in front of its output.
     """
 
     index: Tensor
-    real: Tensor
+    real: Tensor | None
+    in_front: bool = False
 
     @classmethod
     def to(cls, index: Tensor, counts: Sequence[int]) -> Narrowing:
         """To the first ``counts[b]`` entries of every row of ``index``."""
-        return cls(index, counts_mask(counts, index.shape[1], index.device))
+        width = index.shape[1]
+        return cls(index, None if min(counts) == width else counts_mask(counts, width, index.device))
 
     def narrow(self, states: Tensor) -> Tensor:
         """``[B, S, ...]`` to ``[B, K, ...]``."""
         return gather_tokens(states, self.index.to(states.device))
 
-    def widen(self, states: Tensor, tokens: int) -> Tensor:
-        """``[B, K, ...]`` to ``[B, tokens, ...]``, with zeros at the tokens that do not go on."""
+    def in_front_of(self, states: Tensor, tokens: int) -> Tensor:
+        """An attention's output ``[B, K, ...]`` as ``[B, tokens, ...]``, zeros behind the tokens that go on."""
+        self.in_front = True
+        return nn.functional.pad(states, (*[0, 0] * (states.dim() - 2), 0, tokens - states.shape[1]))
+
+    def widen(self, states: Tensor, base: Tensor) -> Tensor:
+        """``[B, K, ...]`` to ``[B, S, ...]``: ``states`` at the tokens that go on.
+
+        Args:
+            base: ``[B, S, ...]``, what the layer's part was given: where it fits, it stands at the other tokens.
+        """
+        tokens = base.shape[1]
+        if base.shape[2:] != states.shape[2:] or base.dtype != states.dtype or base.device != states.device:
+            base = states.new_zeros(states.shape[0], tokens, *states.shape[2:])
+        index = self.index.to(states.device)
+        if self.real is None:
+            return base.scatter(1, in_depth(index, states), states)
         # What fills up a row goes to one slot more, so that no token is written, or gets its gradient, twice.
-        index = self.index.masked_fill(~self.real, tokens).to(states.device)
-        index = index.reshape(*index.shape, *[1] * (states.dim() - 2)).expand_as(states)
-        empty = states.new_zeros(states.shape[0], tokens + 1, *states.shape[2:])
-        return empty.scatter(1, index, states)[:, :tokens]
+        index = in_depth(index.masked_fill(~self.real.to(states.device), tokens), states)
+        return torch.cat([base, base[:, :1]], dim=1).scatter(1, index, states)[:, :tokens]
+
+
+def in_depth(index: Tensor, states: Tensor) -> Tensor:
+    """``index`` ``[B, K]`` for every number of ``states`` ``[B, K, ...]``."""
+    return index.reshape(*index.shape, *[1] * (states.dim() - 2)).expand_as(states)
 
 
 @dataclass(frozen=True)

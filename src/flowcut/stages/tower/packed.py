@@ -14,10 +14,11 @@ mergers work on what is left in the end: they wait until the tower is through.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...methods.base import Method
@@ -29,6 +30,9 @@ from ..observing.overrides import Override
 from ..observing.stage import Stage
 from ..projector.features import TRACES, hand_out_kept
 from .packed_pass import PackedPass
+
+PATCHES = "hidden_states"
+"""What most packed towers call their pixels."""
 
 
 class PackedStage(Stage):
@@ -45,7 +49,7 @@ class PackedStage(Stage):
         self.handles = [
             tower.module.register_forward_pre_hook(self._enter, with_kwargs=True),
             tower.module.register_forward_hook(leave, with_kwargs=True),
-            self.packing.merger.register_forward_hook(spread_output),
+            *([] if self.packing.restores else [self.packing.merger.register_forward_hook(spread_output)]),
             *(merger.register_forward_pre_hook(postpone_merging) for merger in self.packing.deepstack),
         ]
         for index, (layer, mlp) in enumerate(zip(tower.layers, tower.mlps, strict=True)):
@@ -56,7 +60,8 @@ class PackedStage(Stage):
                 mlp.register_forward_pre_hook(partial(narrow_input, index)),
                 mlp.register_forward_hook(partial(widen_output, index)),
             ]
-        self.overrides = [Override(parts.base, name, hand_out_kept) for name in self.packing.encoders.values()]
+        encoders = [name for name in self.packing.encoders.values() if hasattr(parts.base, name)]
+        self.overrides = [Override(parts.base, name, hand_out_kept) for name in encoders]
         self.overrides.append(Override(tower.module, "forward", run_tower))
         self.overrides += [Override(layer, "forward", run_layer) for layer in tower.layers]
 
@@ -65,11 +70,19 @@ class PackedStage(Stage):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self.observations[0].refresh()
         self.overrides += follow_checkpointing(self.parts.tower.layers)
-        grid_thw: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
-        grids = [tuple(grid) for grid in grid_thw.tolist()]
-        pixels: Tensor = args[0] if args else kwargs["hidden_states"]
-        current = PackedPass(self.parts, self.method, grids, self.packing.order(grid_thw, kwargs), pixels)
+        grids, pixels = (self.packing.read or patches_and_grids)(args, kwargs)
+        order = self.packing.order(grids, kwargs)
+        current = PackedPass(self.parts, self.method, [tuple(grid) for grid in grids.tolist()], order, pixels)
+        if self.packing.arrange is not None:
+            current.arrangement = self.packing.arrange(grids)
         return args, {**kwargs, PART_KEYWORD: current}
+
+
+def patches_and_grids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Grids and pixels of a tower that is called with patches ``[patches, values]`` and ``grid_thw``."""
+    grids: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
+    pixels: Tensor = args[0] if args else kwargs[PATCHES if PATCHES in kwargs else "pixel_values"]
+    return grids, torch.split(pixels, grids.prod(dim=1).tolist())
 
 
 def run_tower(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +106,13 @@ def before_layer(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Pre-hook of a vision layer: segments and rotary embeddings of the tokens that are left."""
     current = part_in(kwargs)
-    return (args, {**kwargs, **current.arguments(index, kwargs)}) if isinstance(current, PackedPass) else None
+    if not isinstance(current, PackedPass):
+        return None
+    if len(args) > 1:
+        args, kwargs = args[:1], {**kwargs, "attention_mask": args[1]}
+    if index == 0:
+        args = (current.arranged(args[0]), *args[1:])
+    return args, {**kwargs, **current.arguments(index, kwargs)}
 
 
 def after_layer(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -116,7 +135,8 @@ def widen_output(index: int, module: nn.Module, args: tuple[Any, ...], output: T
     kept = current.kept.get(index) if isinstance(current, PackedPass) else None
     if not isinstance(current, PackedPass) or kept is None:
         return None
-    return output.new_zeros(current.length_into[index], output.shape[1]).index_copy(0, kept.to(output.device), output)
+    whole = output.new_zeros(*output.shape[:-2], current.length_into[index], output.shape[-1])
+    return whole.index_copy(-2, kept.to(output.device), output)
 
 
 def spread_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -59,6 +59,7 @@ class PackedImage:
         self.size = packing.group if method.cuts_groups() else 1
         self.units = self.patches // self.size
         self.seeds: Callable[[], tuple[int, ...]] = tuple
+        self.model = ""
         self.sources: Tensor | None = None
         self.cut_behind: list[int] = []
         self.tokens = self.groups
@@ -85,7 +86,15 @@ class PackedImage:
     def choose(self, view: LayerView, depth: int, method: Method) -> Tensor | None:
         """Let the image's policy see a layer; the patches that stay, as positions among its own, or ``None``."""
         if self.policy is None:
-            tower = TowerPass(self.units, (self.target,), depth + 1, view.query.device, packed=True, seeds=self.seeds)
+            tower = TowerPass(
+                self.units,
+                (self.target,),
+                depth + 1,
+                view.query.device,
+                packed=True,
+                model=self.model,
+                seeds=self.seeds,
+            )
             self.policy = method.vision_policy(tower)
         self.policy.observe(view)
         selection: Selection | None = self.policy.select(view.layer)
@@ -151,7 +160,7 @@ class PackedImage:
             merged=None if self.sources is None else self.sources[0, rows][:, columns],
             handed_on=None if handed_on is None else handed_on[0, rows],
         )
-        layout = ImageLayout(1, grid, torch.arange(self.groups), complete=True)
+        layout = ImageLayout(1, grid, torch.arange(self.groups), complete=True, spread=self.packing.restores)
         return ImageTrace((tile,), layout, kept, self.tokens, self.budget)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,16 @@ from ...methods.views import LayerView
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from .packed_image import PackedImage, Reduction, pairs_of_images
-from .shared import check_bias, seeds_of
+from .shared import check_bias, name_of, seeds_of
+
+SEGMENTS = {"cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k"}
+"""Arguments of layers that say where segments begin and end."""
+
+ROTARY = "position_embeddings"
+"""The argument of layers that turns queries and keys by their places."""
+
+LONGEST = {"max_seqlen", "max_length_q", "max_length_k"}
+"""Arguments of layers that say how long the longest segment is."""
 
 
 class PackedPass:
@@ -25,11 +35,16 @@ class PackedPass:
         method: what cuts.
         grids: (time, height, width) of every image, in patches.
         order: see :class:`~flowcut.models.base.Packing`.
-        pixels: ``[patches, values]``, what the tower was given.
+        pixels: of every image, of any shape.
     """
 
     def __init__(
-        self, parts: ModelParts, method: Method, grids: list[tuple[int, ...]], order: Tensor | None, pixels: Tensor
+        self,
+        parts: ModelParts,
+        method: Method,
+        grids: list[tuple[int, ...]],
+        order: Tensor | None,
+        pixels: Sequence[Tensor],
     ) -> None:
         assert parts.tower.packing is not None
         self.method = method
@@ -38,8 +53,10 @@ class PackedPass:
         self.order = order
         self.images = [PackedImage(method, grid, self.packing, parts.second_cut) for grid in grids]
         self.implementation: str | None = parts.tower.config._attn_implementation
-        for image, own in zip(self.images, torch.split(pixels, [image.patches for image in self.images]), strict=True):
+        self.arrangement: Tensor | None = None
+        for image, own in zip(self.images, pixels, strict=True):
             image.seeds = partial(seeds_of, own.reshape(1, -1))
+            image.model = name_of(parts)
         self.cuts = any(image.cut for image in self.images)
         self.alive: dict[int, Tensor] = {}
         self.chunks: dict[int, list[tuple[Tensor, ...]]] = {}
@@ -58,19 +75,63 @@ class PackedPass:
         if layer not in self.kept and self._alive_now is not None:
             self.alive[layer] = self._alive_now
         alive = self.alive.get(layer)
-        whole: Tensor = given["cu_seqlens"]
+        whole = self._whole_bounds(given)
+        changed: dict[str, Any] = {}
         if alive is None:
             self.bounds[layer] = (whole, whole)
-            return {}
+            if self.arrangement is not None and self.cuts:
+                changed.update(self._rotary_of(self.arrangement, given))
+            return changed
         bounds = torch.searchsorted(alive, whole.to(alive)).to(whole)
         bounds = bounds[bounds.diff(prepend=bounds.new_full((1,), -1)) > 0]
         self.bounds[layer] = (bounds, whole)
-        if self._rotary is None or self._rotary[0] is not alive:
-            self._rotary = (alive, tuple(part[alive] for part in given["position_embeddings"]))
-        changed = {"cu_seqlens": bounds, "position_embeddings": self._rotary[1]}
-        if given.get("max_seqlen") is not None:
-            changed["max_seqlen"] = int(bounds.diff().max())
+        places = alive if self.arrangement is None else self.arrangement.to(alive.device)[alive]
+        changed.update(self._rotary_of(places, given))
+        for name in SEGMENTS & given.keys():
+            changed[name] = bounds
+        for name in LONGEST & given.keys():
+            changed[name] = None if given[name] is None else int(bounds.diff().max())
+        if isinstance(given.get("attention_mask"), Tensor):
+            mask: Tensor = given["attention_mask"]
+            changed["attention_mask"] = mask.index_select(-2, alive).index_select(-1, alive)
         return changed
+
+    def _whole_bounds(self, given: dict[str, Any]) -> Tensor:
+        """Where segments begin and end in the uncut sequence."""
+        for name in SEGMENTS:
+            if name in given:
+                bounds: Tensor = given[name]
+                return bounds
+        lengths = [0, *(image.patches for image in self.images)]
+        return torch.tensor(lengths, device=given[ROTARY][0].device).cumsum(0)
+
+    def _rotary_of(self, places: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        """The rotary embeddings at some places of the uncut sequence, where layers take any."""
+        if ROTARY not in given:
+            return {}
+        if self._rotary is None or self._rotary[0] is not places:
+            self._rotary = (places, tuple(part[places.to(part.device)] for part in given[ROTARY]))
+        return {ROTARY: self._rotary[1]}
+
+    def arranged(self, hidden: Tensor) -> Tensor:
+        """The first layer's input ``[..., S, width]``, the patches of each group side by side."""
+        if self.arrangement is None or not self.cuts:
+            return hidden
+        return hidden.index_select(-2, self.arrangement.to(hidden.device))
+
+    def restored(self, hidden: Tensor) -> Tensor:
+        """The last layer's output ``[..., S, width]`` with every patch at its uncut place, zeros where one was cut."""
+        if not self.cuts:
+            return hidden
+        places = self._alive_now
+        if self.arrangement is not None:
+            arrangement = self.arrangement.to(hidden.device)
+            places = arrangement if places is None else arrangement[places.to(hidden.device)]
+        if places is None:
+            return hidden
+        length = sum(image.patches for image in self.images)
+        whole = hidden.new_zeros(*hidden.shape[:-2], length, hidden.shape[-1])
+        return whole.index_copy(-2, places.to(hidden.device), hidden)
 
     def narrowing(self, layer: int) -> None:
         """Every token's attention is computed: q, k, v come segment by segment, complete only with the last one."""
@@ -131,9 +192,9 @@ class PackedPass:
         self.kept[layer] = torch.cat(kept) if changed else None
 
     def narrow(self, layer: int, hidden: Tensor) -> Tensor:
-        """The tokens that go on after ``layer``, of ``hidden`` ``[S, width]``."""
+        """The tokens that go on after ``layer``, of ``hidden`` ``[..., S, width]``."""
         kept = self.kept.get(layer)
-        return hidden if kept is None else hidden[kept.to(hidden.device)]
+        return hidden if kept is None else hidden.index_select(-2, kept.to(hidden.device))
 
     def cut(self, layer: int, hidden: Tensor) -> Tensor:
         """:meth:`narrow`, with the books kept; a layer recomputed in the backward pass is in them already.
@@ -149,16 +210,19 @@ class PackedPass:
         if len(self.images[0].counts_after) == layer:
             kept = self.kept.get(layer)
             if kept is None and self.cuts:
-                kept = self._reduce(layer, hidden)
+                kept = self._reduce(layer, hidden.reshape(-1, hidden.shape[-1]))
             for image in self.images:
                 image.counts_after.append(image.count)
             if kept is not None:
                 self._alive_now = kept if self._alive_now is None else self._alive_now[kept]
         reductions = self.reductions.get(layer)
         if reductions is None:
-            return self.narrow(layer, hidden)
-        blocks = torch.split(hidden, [reduction.count for reduction in reductions])
-        return torch.cat([one.narrow(block) for one, block in zip(reductions, blocks, strict=True)])
+            hidden = self.narrow(layer, hidden)
+        else:
+            rows = torch.split(hidden.reshape(-1, hidden.shape[-1]), [reduction.count for reduction in reductions])
+            narrowed = torch.cat([one.narrow(block) for one, block in zip(reductions, rows, strict=True)])
+            hidden = narrowed.reshape(*hidden.shape[:-2], *narrowed.shape)
+        return self.restored(hidden) if self.packing.restores and layer == self.depth - 1 else hidden
 
     def _reduce(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Let the policies choose or merge, from a layer's output ``[S, width]``; the tokens that go on."""

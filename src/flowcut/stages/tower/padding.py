@@ -10,7 +10,7 @@ share a policy, which is shown these alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -99,11 +99,7 @@ class UnpaddedPolicy(VisionPolicy):
             of_all = self.tower.seeds()
             return tuple(of_all[row] for row in rows)
 
-        return method.vision_policy(
-            TowerPass(
-                patches, targets, self.tower.feature_layer, self.tower.device, ranks=self.tower.ranks, seeds=seeds
-            )
-        )
+        return method.vision_policy(replace(self.tower, patches=patches, targets=targets, frames=(), seeds=seeds))
 
     def observe(self, view: LayerView) -> None:
         for group in self.groups:

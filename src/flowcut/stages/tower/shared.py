@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ...models.base import ModelParts
 from ..observing.attention import REGISTERED
 
 
@@ -14,6 +17,12 @@ def seeds_of(pixels: Tensor) -> tuple[int, ...]:
     bits = pixels.detach().flatten(1).float().contiguous().view(torch.int32).long()
     weights = torch.arange(1, bits.shape[1] + 1, device=bits.device) % 8191
     return tuple((bits * weights).sum(dim=1).tolist())
+
+
+def name_of(parts: ModelParts) -> str:
+    """The model's name, or the folder it was loaded from; empty where it has none."""
+    config: Any = parts.top.config
+    return str(config.name_or_path)
 
 
 def check_bias(implementation: str | None) -> None:

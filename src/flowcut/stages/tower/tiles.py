@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
 from ...methods.base import Method
@@ -44,6 +44,9 @@ class TilePlan:
 
     def trace(self, tiles: tuple[TileTrace, ...], keep_separators: bool, pooled: tuple[Tensor, ...] = ()) -> ImageTrace:
         """The image's trace, from what happened to its tiles; ``pooled`` are the pooled tokens of each that stay."""
+        if self.layout.plain:
+            kept, count = kept_of_plain(self.layout, tiles[0])
+            return ImageTrace(tiles, self.layout, kept, count, self.target)
         tokens = self.layout.tokens.to(pooled[0].device if pooled else tiles[0].kept.device)
         if pooled and self.layout.blend is not None:
             kept = torch.zeros_like(tokens, dtype=torch.bool)
@@ -159,6 +162,16 @@ def budget_of_patches(method: Method, available: int, prefix: int, least: int = 
             f"Give at least {prefix + least}."
         )
     return tokens - prefix
+
+
+def kept_of_plain(layout: ImageLayout, tile: TileTrace) -> tuple[Tensor, int]:
+    """Which visual tokens of a plain layout stay, boolean ``[tokens]``, and how many; nothing is copied or awaited."""
+    tokens, left = len(layout.tokens), len(tile.kept)
+    if left == tile.patches:
+        return torch.ones(tokens, dtype=torch.bool, device=tile.kept.device), tokens
+    alive = torch.zeros(tile.patches, dtype=torch.bool, device=tile.kept.device).index_fill_(0, tile.kept, True)
+    prefix = tokens - tile.patches
+    return (nn.functional.pad(alive, (prefix, 0), value=True) if prefix else alive), prefix + left
 
 
 def kept_tokens(tokens: Tensor, tiles: tuple[TileTrace, ...], keep_separators: bool) -> Tensor:

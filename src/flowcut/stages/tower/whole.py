@@ -27,13 +27,23 @@ class WholeStage(Stage):
     def __init__(self, parts: ModelParts, method: Method) -> None:
         super().__init__()
         self.overrides = [
-            Override(parts.base, f"get_{modality}_features", partial(hand_out, method, modality))
+            Override(
+                parts.base, f"get_{modality}_features", partial(hand_out, method, modality, parts.tokens_per_image)
+            )
             for modality in parts.placeholders
         ]
 
 
-def hand_out(method: Method, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def hand_out(
+    method: Method, modality: str, per_image: int, original: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     """``get_image_features`` and its like; every entry of its ``pooler_output`` is one image.
+
+    Args:
+        method: what cuts.
+        modality: what is encoded.
+        per_image: tokens of every image where an entry holds several; else 0.
+        original: the model's own, and what it is called with.
 
     Raises:
         UnsupportedModelError: the output has no such entries.
@@ -48,7 +58,8 @@ def hand_out(method: Method, modality: str, original: Callable[..., Any], *args:
         )
     if not isinstance(features, Tensor):
         # Samples without images have empty entries in some models.
-        output.pooler_output = features = [tokens for tokens in features if len(tokens)]
+        given = [part for one in features for part in (one.split(per_image) if per_image else [one])]
+        output.pooler_output = features = [tokens for tokens in given if len(tokens)]
     again = Recount(original, args, kwargs)
     setattr(output, TRACES, [whole_trace(method, tokens, again) for tokens in features])
     again.tokens = sum(len(tokens) for tokens in features)

@@ -1,0 +1,69 @@
+"""What a pass asks of a device, at LLaVA-1.5's depth: it must not grow."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import deep
+import golden
+import pytest
+import torch
+
+from flowcut import METHODS, FlowCut, attach, make_method
+
+RECORDED = golden.FOLDER / "kept" / "deep.json"
+"""What FlowCut kept, and how many tokens it left behind each layer, before its operations were made fewer."""
+
+
+@cache
+def uncut() -> deep.Counts:
+    return deep.count()
+
+
+@cache
+def counted(method: str) -> deep.Counts:
+    with attach(deep.model(), make_method(method, target_num=deep.TARGET)):
+        return deep.count()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("together", [1, 3])
+def test_flowcut_keeps_what_it_kept(together: int) -> None:
+    recorded = json.loads(RECORDED.read_text())
+    pixels = deep.inputs(3)["pixel_values"]
+    with attach(deep.model(), FlowCut(target_num=deep.TARGET)):
+        batches = pixels.split(together)
+        images = [image for some in batches for image in deep.model().get_image_features(some).flowcut_images]
+    assert [{"after": image.tokens_after_layer, "kept": image.kept.tolist()} for image in images] == recorded
+
+
+FIXED = "flowcut(schedule=(79,64,51,40,52,34,48,43,33,42,26))"
+
+KERNELS = {
+    "flowcut": 0.26,
+    FIXED: 0.23,
+    # Projections of the ranking layer once more at each of three cuts, and masks for every stretch.
+    "pyramiddrop": 0.20,
+    "sparsevlm": 0.28,
+    # Several operations for every token kept: each choice depends on the one before.
+    "cdpruner": 0.56,
+    "scope": 0.37,
+    "vispruner": 0.33,
+    "flowcut_plus": 0.53,
+    # A merge in every layer.
+    "tome": 0.79,
+}
+"""Of a prefill, how many more than the uncut model's at most, as a share of its; 0.15 where nothing is said."""
+
+WAITS = {"flowcut": 13, FIXED: 2, "pyramiddrop": 9, "sparsevlm": 16, "fastv": 6, "cdpruner": 9, "uniform": 6}
+"""Of a prefill, how many more than the uncut model's; 4 where nothing is said."""
+
+
+@pytest.mark.parametrize("method", [*METHODS, FIXED])
+def test_what_a_method_asks_for_does_not_grow(method: str) -> None:
+    prefill, step = counted(method).prefill, counted(method).step
+    assert prefill.kernels <= (1 + KERNELS.get(method, 0.15)) * uncut().prefill.kernels
+    assert prefill.waits <= uncut().prefill.waits + WAITS.get(method, 4)
+    assert step.kernels <= uncut().step.kernels + 5
+    assert step.waits <= uncut().step.waits
