@@ -25,8 +25,8 @@ def rows_at(name: str, budget: int) -> dict[str, Row]:
 
 
 def budgets_of(name: str) -> list[int]:
-    """The budgets at which both forms of FlowCut+ were measured."""
-    return [budget for budget in BUDGETS if {FREE, TEXT} <= set(rows_at(name, budget))]
+    """The budgets at which FlowCut+ was measured."""
+    return [budget for budget in BUDGETS if FREE in rows_at(name, budget)]
 
 
 def methods_of(name: str) -> list[str]:
@@ -52,7 +52,8 @@ def against(name: str) -> str:
             rows = rows_at(name, budget)
             row = rows.get(method)
             cells.append("" if row is None else average(row))
-            cells.append("" if row is None or method == own else points(difference(name, (rows[own], row))))
+            pair = None if row is None or method == own or own not in rows else (rows[own], row)
+            cells.append("" if pair is None else points(difference(name, pair)))
         lines.append([named(method), *cells])
     header = [part for budget in budgets for part in (f"{budget} tokens", f"{budget}: FlowCut+ minus it")]
     return markdown(["method", *header], lines)
@@ -91,7 +92,7 @@ def plus_groups() -> str:
     lines = []
     for budget in budgets_of("plus"):
         rows = rows_at("plus", budget)
-        for form in (FREE, TEXT):
+        for form in (one for one in (FREE, TEXT) if one in rows):
             pair, uncut = (rows[form], rows["flowcut"]), (rows[form], row_of("plus"))
             cells = [points(difference("plus", pair, group)) for group in (THINGS, SHAPES)]
             lines.append(
@@ -101,9 +102,3 @@ def plus_groups() -> str:
     shapes = ", ".join(f"`{task}`" for task in SHAPES)
     header = [f"minus `flowcut`: {things}", f"minus `flowcut`: {shapes}", *(f"minus uncut: `{one}`" for one in SHAPES)]
     return markdown(["tokens", "method", *header], lines)
-
-
-@table("plus/new")
-def plus_new() -> str:
-    """Against the others on scenes with cut-outs that were never seen."""
-    return against("plus-new")

@@ -19,10 +19,10 @@ FOLDERS = sorted(path.parent for path in measured.FOLDER.glob("*/rows.jsonl.gz")
 
 NOT_OF_ROWS = {
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
-    "| 32 tokens | accuracy | loss |": "trials on the validation split",
-    "| 64 tokens | accuracy | loss |": "trials on the validation split",
-    "| in the middle of the tower | accuracy | loss |": "trials on the validation split",
-    "| kernel | accuracy | loss |": "trials on the validation split",
+    "| time at | part |": "seconds of benchmarks/methods.py",
+    "| the early cut,": "trials on the validation split",
+    "| the choice,": "trials on the validation split",
+    "| with the question,": "trials on the validation split",
     "| `target_num` | tokens into a layer (mean of 577) |": "seconds of a script of release 2.0.0",
     "| family, widths of | decoder layers |": "seconds of a script of release 2.0.0",
     "| method | seconds | of uncut | overhead |": "seconds of a script of release 2.0.0",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,8 +60,7 @@ def run_in_processes(row: HarnessRow, output: Path, processes: int, report: Repo
         left.unlink()
     command = [sys.executable, "-m", f"{__package__}.worker", str(folder)]
     if processes > 1:
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command[1:1] = several
+        command[1:1] = launcher(processes)
     with (folder / LOG).open("ab") as log:
         started = log.tell()
         child = subprocess.Popen(
@@ -75,6 +75,19 @@ def run_in_processes(row: HarnessRow, output: Path, processes: int, report: Repo
     report(*progress(folder / "answers"))
     if child.returncode or not is_done(row, output):
         raise RowFailed(reason(folder / LOG, started, child.returncode))
+
+
+def launcher(processes: int) -> list[str]:
+    """The words behind ``python`` that start several processes on this machine.
+
+    Their meeting place is fixed: the kind that torch makes by itself (``--standalone``) gives a run up when a busy
+    machine is late with a sign of life.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"--nnodes": 1, "--nproc_per_node": processes, "--master_addr": "127.0.0.1", "--master_port": port}
+    return ["-m", "torch.distributed.run", *(str(word) for name, value in given.items() for word in (name, value))]
 
 
 def environment(row: HarnessRow) -> dict[str, str]:

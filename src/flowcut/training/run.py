@@ -19,10 +19,11 @@ from ..errors import FlowCutError
 from ..methods import Method
 from ..methods.naming import describe
 from .collating import Collator, blank_row
-from .config import UNCUT, TrainConfig, named_method
+from .config import UNCUT, TrainConfig
 from .conversation import Conversations
 from .dataset import SampleSet
 from .preparing import Prepared, prepare, template_of
+from .reading import named_method
 from .samples import BadSamples, Sample, read_samples
 from .trainer import RUN, CutTrainer, RunCallback, write_run
 
@@ -82,6 +83,8 @@ def train(
     checkpoint = None if fresh else last_checkpoint(config)
     set_seed(config.seed)
     method = method_of(config)
+    if config.report.tasks is not None and method is not None and method.target_num is None:
+        raise ValueError(f"report.tasks asks with a target_num, but the method is {describe(method, budget=True)}.")
     config = replace(config, method=UNCUT if method is None else describe(method, budget=True))
     tell(f"Loading {config.model or config.parts.language} ...")
     prepared = prepare(config)

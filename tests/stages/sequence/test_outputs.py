@@ -97,3 +97,19 @@ def test_shifted_labels_lose_those_whose_next_column_is_cut() -> None:
     cut = keep_columns(torch.tensor([[True, False, True, True, False]]), None)
     shifted = torch.tensor([[11, 12, 13, 14, 15]])
     assert without_next_of_cut(shifted, cut, -9).tolist() == [[-9, 12, 13, -9, 15]]
+
+
+@every_method
+@pytest.mark.parametrize("count", [3, 20, 70])
+@torch.no_grad()
+def test_labels_of_the_last_columns_go_with_their_logits(model: Any, method: Method, count: int) -> None:
+    inputs = labelled()
+    labels = inputs.pop("labels")
+    # What predicts the first of them is not asked for.
+    all_columns = labels.clone()
+    all_columns[:, : labels.shape[1] - count + 1] = -100
+    with attach(model, method):
+        expected = model(**inputs, labels=all_columns).loss
+        torch.testing.assert_close(model(**inputs, labels=labels[:, -count:], logits_to_keep=count).loss, expected)
+        with pytest.raises(ValueError, match="labels have"):
+            model(**inputs, labels=labels[:, -count:], logits_to_keep=torch.arange(count))

@@ -31,6 +31,7 @@ class LaidOut:
         kept: ``[B, K, width]``, the last hidden states of the columns that stay.
         states: ``[B, L, width]``, the same by columns; the model passes it, or a part of it, to its head.
         places: ``[B, L]``, see :meth:`~flowcut.algorithm.columns.ColumnCut.last_kept`.
+        first: the first column that the head was asked for, where that was all columns from there on.
         asked: ``[B, n]``, the places of the columns that the head was asked for, while it works on ``kept`` instead.
         logits: of the columns that stay, and by columns, where the head was asked for all.
     """
@@ -38,6 +39,7 @@ class LaidOut:
     kept: Tensor
     states: Tensor
     places: Tensor
+    first: int | None = None
     asked: Tensor | None = None
     logits: tuple[Tensor, Tensor] | None = None
 
@@ -100,7 +102,7 @@ class OutputStage(Stage):
         if current is None or current.outputs is None or not args:
             return None
         outputs: LaidOut = current.outputs
-        first = outputs.columns_of(args[0])
+        outputs.first = first = outputs.columns_of(args[0])
         if first is None or args[0].shape[1] <= outputs.kept.shape[1]:
             return None
         outputs.asked = outputs.places[:, first:]
@@ -128,17 +130,21 @@ class OutputStage(Stage):
             return original(logits, labels, *args, **kwargs)
         cut = current.stretches[-1].cut
         by_columns = self.method.outputs == "columns"
+        outputs: LaidOut | None = current.outputs
+        ignored = kwargs.get("ignore_index", -100)
+        if by_columns and labels.shape[1] == logits.shape[1] and outputs is not None and outputs.first:
+            # The last columns alone, of both.
+            stay = cut.stay()[:, outputs.first :].to(labels.device)
+            return original(logits, labels.masked_fill(~stay, ignored), *args, **kwargs)
         expected = cut.source_length if by_columns else cut.index.shape[1]
         if labels.shape[1] != cut.source_length or logits.shape[1] != expected:
             raise ValueError(
                 f"labels have {labels.shape[1]} columns; they need one for every column of input_ids "
-                f"({cut.source_length}), placeholders included (and logits_to_keep must stay 0)."
+                f"({cut.source_length}), placeholders included, or for the last ones that logits_to_keep=n asks for."
             )
-        ignored = kwargs.get("ignore_index", -100)
         if kwargs.get("shift_labels") is not None and by_columns:
             kwargs["shift_labels"] = without_next_of_cut(kwargs["shift_labels"], cut, ignored)
             return original(logits, labels, *args, **kwargs)
-        outputs: LaidOut | None = current.outputs
         if outputs is not None and outputs.logits is not None and logits is outputs.logits[1]:
             logits = outputs.logits[0]
         elif by_columns:
