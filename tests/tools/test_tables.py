@@ -19,6 +19,7 @@ FOLDERS = sorted(path.parent for path in measured.FOLDER.glob("*/rows.jsonl.gz")
 
 NOT_OF_ROWS = {
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
+    "| time at | part |": "seconds of benchmarks/methods.py",
     "| the early cut,": "trials on the validation split",
     "| the choice,": "trials on the validation split",
     "| with the question,": "trials on the validation split",

@@ -83,6 +83,8 @@ def train(
     checkpoint = None if fresh else last_checkpoint(config)
     set_seed(config.seed)
     method = method_of(config)
+    if config.report.tasks is not None and method is not None and method.target_num is None:
+        raise ValueError(f"report.tasks asks with a target_num, but the method is {describe(method, budget=True)}.")
     config = replace(config, method=UNCUT if method is None else describe(method, budget=True))
     tell(f"Loading {config.model or config.parts.language} ...")
     prepared = prepare(config)

@@ -142,7 +142,15 @@ def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, feat
 def watched_attentions(parts: ModelParts, method: Method) -> list[nn.Module]:
     """The attention modules by which a method's cuts inside the language model are chosen."""
     ahead = 1 if method.ranks_ahead else 0
-    return [attention_of(parts, layer + ahead) for layer in method.decoder_layers(parts.second_cut)]
+    layers = [layer + ahead for layer in method.decoder_layers(parts.second_cut)]
+    attentions = [attention_of(parts, layer) for layer in layers]
+    if ahead and not all(hasattr(parts.decoder_layers[layer], "input_layernorm") for layer in layers):
+        raise UnsupportedModelError(
+            f"{method.name} ranks by the attention of the next layer, behind its input_layernorm, and "
+            f"{type(parts.decoder_layers[layers[0]]).__name__} has none. Use a method that ranks by the layer it cuts "
+            "behind, such as FastV."
+        )
+    return attentions
 
 
 def attention_of(parts: ModelParts, layer: int) -> nn.Module:

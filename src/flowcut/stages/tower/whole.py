@@ -108,8 +108,9 @@ class Recount:
             self._total = self._count()
         return round(self._total * tokens / self.tokens)
 
-    @torch.no_grad()
+    @torch.enable_grad()
     def _count(self) -> int:
+        # torch's counter hooks gradients of what modules are given, and fails on parameters where there are none.
         model = self._model()
         if model is None:
             raise FlowCutError("FLOPs of a vision tower that is not taken apart can be counted while its model exists.")
