@@ -170,7 +170,7 @@ def check(got: list[Answer], truth: list[Answer]) -> None:
     """The same tokens, with the same probabilities."""
     assert [[token for token, _ in one] for one in got] == [[token for token, _ in one] for one in truth]
     for one, other in zip(got, truth, strict=True):
-        assert [told for _, told in one] == pytest.approx([told for _, told in other], abs=1e-4)
+        assert [told for _, told in one] == pytest.approx([told for _, told in other], abs=5e-4)
 
 
 @pytest.mark.parametrize(

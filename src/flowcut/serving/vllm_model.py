@@ -29,6 +29,7 @@ from ..encoding import tokens_for
 from ..errors import FlowCutError, UnsupportedModelError
 from ..methods import Method
 from ..models import find_parts
+from ..stages.observing.overrides import Override
 from ..trace import ImageTrace
 from .choice import ASK_FOR_POSITIONS, identity_of, method_for
 from .placeholders import CHANNELS, coded, decoded, in_parts, moved, per_picture, runs_of, shortened, uncut_places
@@ -141,7 +142,8 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
                     "Transformers backend leaves out; the plug-in hands them on where the model is not compiled: start "
                     "it with --enforce-eager."
                 )
-            parts.language_model.register_forward_pre_hook(self._inject, with_kwargs=True)
+            # A hook would not do: vLLM calls its forward by itself.
+            Override(parts.language_model, "forward", self._inject)
         self.encoder = attach_encoder(self.model, method)
 
     def embed_input_ids(
@@ -178,17 +180,15 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
             return Base.forward(self, input_ids, positions[0], *args, **kwargs)
         return super().forward(input_ids, positions, *args, **kwargs)
 
-    def _inject(
-        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Hook in front of the language model: features of the middle of the tower, for the tokens of this step."""
+    def _inject(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """The language model's forward, with features of the middle of the tower for the tokens of this step."""
         deep, self.deep = self.deep, None
-        if deep is None:
-            return args, kwargs
-        is_visual, features = deep
-        columns = kwargs["inputs_embeds"].shape[1]
-        mask = torch.nn.functional.pad(is_visual, (0, columns - len(is_visual)))[None]
-        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": features}
+        if deep is not None:
+            is_visual, features = deep
+            missing = kwargs["inputs_embeds"].shape[1] - len(is_visual)
+            kwargs["visual_pos_masks"] = torch.nn.functional.pad(is_visual, (0, missing))[None]
+            kwargs["deepstack_visual_embeds"] = features
+        return original(*args, **kwargs)
 
     def _get_features(self, modality: str, pixel_values: Tensor, **kwargs: Any) -> Any:
         if not self.levels:
