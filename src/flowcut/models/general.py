@@ -26,7 +26,7 @@ from .towers import LAYOUTS, find_tower
 PLACEHOLDERS = ("image_token_id", "image_token_index")
 """Names under which configs hold the placeholder of a visual token."""
 
-PROJECTORS = ("multi_modal_projector", "aligner", "vision_projection", "projector")
+PROJECTORS = ("multi_modal_projector", "mm_projector", "aligner", "vision_projection", "projector")
 """Names of the module that maps a tower's features into the language model."""
 
 MERGES = {
@@ -158,7 +158,7 @@ def masked_by_types(base: nn.Module) -> str:
 
 def tokens_per_image(base: Any) -> int:
     """Visual tokens of every image of a model that hands out those of a sample in one; 0 for others."""
-    return base.config.perceiver_config.resampler_n_latents if type(base).__name__ == "Idefics2Model" else 0
+    return int(base.config.perceiver_config.resampler_n_latents) if type(base).__name__ == "Idefics2Model" else 0
 
 
 def axes_of(decoder: nn.Module) -> int:
