@@ -19,6 +19,9 @@ FOLDERS = sorted(path.parent for path in measured.FOLDER.glob("*/rows.jsonl.gz")
 
 NOT_OF_ROWS = {
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
+    "| | kernels, one prompt |": "counted operations",
+    "| exit status | what happened |": "exit statuses",
+    "| benchmark | question file |": "settings of LLaVA's scripts",
     "| time at | part |": "seconds of benchmarks/methods.py",
     "| the early cut,": "trials on the validation split",
     "| the choice,": "trials on the validation split",
