@@ -128,7 +128,7 @@ def fixed_schedule(schedule: str | tuple[int, ...], tower: TowerPass, every: int
     if schedule == "adaptive":
         return None
     layers = tuple(cutting_layers(tower.feature_layer, every))
-    per_image = []
+    per_image: list[tuple[int, ...]] = []
     for target in tower.targets:
         if target >= tower.patches:
             per_image.append((0,) * len(layers))
@@ -158,7 +158,7 @@ def checked(counts: tuple[int, ...], layers: tuple[int, ...], patches: int, targ
 def calibrated_counts(
     schedule: str, model: str, patches: int, target: int, feature_layer: int, every: int | None
 ) -> tuple[int, ...]:
-    """How many patches of one image every cut takes, by a calibration. Where a tower is compiled, that is a constant of its graph.
+    """How many patches of one image every cut takes, by a calibration; a constant of the graph of a compiled tower.
 
     Args:
         schedule: ``"calibrated"``, or the path of a file.
