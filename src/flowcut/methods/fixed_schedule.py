@@ -128,38 +128,48 @@ def fixed_schedule(schedule: str | tuple[int, ...], tower: TowerPass, every: int
     if schedule == "adaptive":
         return None
     layers = tuple(cutting_layers(tower.feature_layer, every))
-    per_image = [
-        counts_of(schedule, tower.model, tower.patches, target, tower.feature_layer, every) for target in tower.targets
-    ]
+    per_image: list[tuple[int, ...]] = []
+    for target in tower.targets:
+        if target >= tower.patches:
+            per_image.append((0,) * len(layers))
+        elif isinstance(schedule, tuple):
+            per_image.append(checked(schedule, layers, tower.patches, target))
+        else:
+            place = (tower.patches, target, tower.feature_layer, every)
+            per_image.append(calibrated_counts(schedule, tower.model, *place))
     return FixedSchedule(layers, tuple(zip(*per_image, strict=True)))
 
 
+def checked(counts: tuple[int, ...], layers: tuple[int, ...], patches: int, target: int) -> tuple[int, ...]:
+    """Given counts, if they lead from ``patches`` to ``target``.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if len(counts) != len(layers) or sum(counts) != patches - target:
+        raise ValueError(
+            f"schedule={counts} takes {sum(counts)} patches in {len(counts)} cuts; this tower cuts after "
+            f"{len(layers)} layers {list(layers)}, and {patches - target} of an image's {patches} patches have to go."
+        )
+    return counts
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def counts_of(
-    schedule: str | tuple[int, ...], model: str, patches: int, target: int, feature_layer: int, every: int | None
+def calibrated_counts(
+    schedule: str, model: str, patches: int, target: int, feature_layer: int, every: int | None
 ) -> tuple[int, ...]:
-    """How many patches of one image every cut takes. Where a tower is compiled, that is a constant of its graph.
+    """How many patches of one image every cut takes, by a calibration; a constant of the graph of a compiled tower.
 
     Args:
-        schedule: a fixed one.
+        schedule: ``"calibrated"``, or the path of a file.
         model: see :class:`TowerPass`.
         patches: of the image.
         target: how many of them stay.
         feature_layer, every: where the tower cuts.
 
     Raises:
-        ValueError: the schedule does not fit the tower or the budget.
+        ValueError: the calibration is not there, or was made for another tower.
     """
-    layers = cutting_layers(feature_layer, every)
-    if target >= patches:
-        return (0,) * len(layers)
-    if isinstance(schedule, tuple):
-        if len(schedule) != len(layers) or sum(schedule) != patches - target:
-            raise ValueError(
-                f"schedule={schedule} takes {sum(schedule)} patches in {len(schedule)} cuts; this tower cuts after "
-                f"{len(layers)} layers {layers}, and {patches - target} of an image's {patches} patches have to go."
-            )
-        return schedule
     calibration = shipped_for(model) if schedule == "calibrated" else read_calibration(schedule)
     if (calibration.feature_layer, calibration.every) != (feature_layer, every):
         raise ValueError(
