@@ -39,6 +39,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcut import FlowCut, attach
+from flowcut.measure.peak import PeakMemory
 from flowcut.measure.real_sizes import CLIP, LLAMA, SUBJECTS, build, prompt
 from flowcut.models import find_parts
 
@@ -146,28 +147,15 @@ class Stepper:
         """Bytes that a step takes at most above what was in use."""
         self.model.zero_grad(set_to_none=True)
         gc.collect()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier steps left to the allocator
+        with PeakMemory(self.batch["input_ids"].device) as memory:
             self.step(cut)
-            return int(torch.cuda.max_memory_allocated() - before)
-        if sys.platform != "linux":
-            return None
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
-        before = status("VmRSS")
-        self.step(cut)
-        return status("VmHWM") - before
+        return memory.bytes
 
     def _wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
-
-
-def status(name: str) -> int:
-    """A line of this process's status on Linux, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def measure(setting: str, stepper: Stepper, rounds: int) -> Measurement:

@@ -18,7 +18,7 @@ from datasets import Dataset, Image
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from flowcut import FlowCut, attach
+from flowcut import FlowCut, FlowCutCallback, attach
 from flowcut.checkpoints.loading import load_model
 
 DATA = Path(__file__).parent / "pictures" / "answers.json"
@@ -48,7 +48,8 @@ def main(
 ) -> None:
     """Train and save."""
     loaded = load_model(model)
-    attach(loaded.model, FlowCut(target_num=target_num))
+    method = FlowCut(target_num=target_num)
+    attach(loaded.model, method)
     settings = SFTConfig(
         output_dir=str(output),
         max_steps=steps,
@@ -70,11 +71,12 @@ def main(
         settings,
         train_dataset=samples(data),
         processing_class=loaded.processor,
+        callbacks=[FlowCutCallback(method, base=model)],  # the adapters remember the method
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS),
     )
     trainer.train()
     trainer.save_model(str(output))
-    print(f"adapters in {output}; attach FlowCut(target_num={target_num}) again where you load them")
+    print(f"adapters in {output}: flowcut run PICTURE QUESTION --model {output}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ LAYERS = (
     {"encoding"},
     {"inputs"},
     {"checkpoints"},
-    {"measure"},
+    {"measure", "serving"},
     {"tasks"},
     {"llava_files"},
     {"view"},

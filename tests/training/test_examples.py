@@ -67,5 +67,6 @@ def test_the_example_trains_with_the_cut_and_writes_adapters(
         answers = trainers[0].processing_class.tokenizer.batch_decode(batch["labels"].clamp(min=0))
         assert all("USER" not in answer and "<image>" not in answer for answer in answers)
     loaded = peft.PeftModel.from_pretrained(tiny.tiny_model(), tmp_path / "out")
+    assert '"target_num": 9' in (tmp_path / "out" / "flowcut.json").read_text()
     weights = [weight for name, weight in loaded.named_parameters() if "lora_B" in name]
     assert weights and all(bool(weight.abs().sum() > 0) for weight in weights)

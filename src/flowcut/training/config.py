@@ -119,9 +119,10 @@ class ReportConfig:
         save_every: updates between two checkpoints; the last update makes one.
         keep: how many checkpoints stay.
         evaluate_every: updates between two evaluations; None evaluates only at the end.
-        tasks: a built-in split (``test-v1``) whose tasks are asked at every evaluation, or None.
+        tasks: a built-in split (``test-v1``) whose tasks are asked at every evaluation, or None. The method's budget
+            must then be a ``target_num``.
         per_task: questions of each of its tasks.
-        tensorboard: whether logs are written for TensorBoard too, below ``logs`` in the output folder.
+        tensorboard: whether logs are written for TensorBoard too, below ``runs`` in the output folder.
     """
 
     log_every: int = 10

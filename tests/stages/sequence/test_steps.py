@@ -26,7 +26,7 @@ def steps(images: int) -> list[tuple[int, int]]:
     given["attention_mask"][0, 0] = int(images == 1)
     with torch.no_grad():
         for kind in ("dynamic", "static"):
-            own = {CACHE: StaticCache(config=model.config.text_config, max_cache_len=256)} if kind == "static" else {}
+            own = {CACHE: StaticCache(config=model.config.text_config, max_cache_len=1024)} if kind == "static" else {}
             options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
             answer = model.generate(**given, **own, **options)
             # As generate() hands it on: nothing where there is no padding.
