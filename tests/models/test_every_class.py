@@ -146,7 +146,12 @@ def test_every_method_runs_or_says_why_not(model_type: str) -> None:
             assert len(reason) > 40
             continue
         with attach(model, replace(method, outputs="kept")) as handle:
-            logits = model(**batch).logits
+            try:
+                logits = model(**batch).logits
+            except ValueError as error:
+                # ToMe halves at most, and these towers have few layers.
+                assert "Give a larger budget" in str(error)
+                continue
             assert bool(logits.isfinite().all())
             assert handle.trace.images and not any(image.whole for image in handle.trace.images)
             assert logits.shape[1] < batch["input_ids"].shape[1]
