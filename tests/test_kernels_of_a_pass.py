@@ -44,27 +44,27 @@ KERNELS = {
     "flowcut": 0.27,
     FIXED: 0.24,
     # Projections of the ranking layer once more at each of three cuts, and masks for every stretch.
-    "pyramiddrop": 0.25,
-    "sparsevlm": 0.33,
-    # Three operations or more for every token kept: each choice depends on the one before.
-    "divprune": 0.17,
+    "pyramiddrop": 0.21,
+    "sparsevlm": 0.29,
+    # Several operations for every token kept: each choice depends on the one before.
+    "divprune": 0.16,
     "cdpruner": 0.58,
-    "scope": 0.39,
-    "vispruner": 0.35,
-    "flowcut_plus": 0.74,
+    "scope": 0.38,
+    "vispruner": 0.34,
+    "flowcut_plus": 0.54,
     # A merge in every layer.
-    "tome": 0.82,
+    "tome": 0.80,
 }
 """Of a prefill, how many more than the uncut model's at most, as a share of its; 0.15 where nothing is said."""
 
-WAITS = {"flowcut": 13, FIXED: 2, "pyramiddrop": 9, "sparsevlm": 16, "fastv": 6}
-"""Of a prefill, how many more than the uncut model's; 4 where nothing is said."""
+WAITS = {"flowcut": 11, FIXED: 0, "pyramiddrop": 7, "sparsevlm": 14, "fastv": 4, "cdpruner": 5, "uniform": 5}
+"""Of a prefill, how many more than the uncut model's; 2 where nothing is said."""
 
 
 @pytest.mark.parametrize("method", [*METHODS, FIXED])
 def test_what_a_method_asks_for_does_not_grow(method: str) -> None:
     prefill, step = counted(method).prefill, counted(method).step
     assert prefill.kernels <= (1 + KERNELS.get(method, 0.15)) * uncut().prefill.kernels
-    assert prefill.waits <= uncut().prefill.waits + WAITS.get(method, 4)
+    assert prefill.waits <= uncut().prefill.waits + WAITS.get(method, 2)
     assert step.kernels <= uncut().step.kernels + 5
     assert step.waits <= uncut().step.waits

@@ -20,12 +20,11 @@ LAYERS = (
     {"encoding"},
     {"inputs"},
     {"checkpoints"},
-    {"measure"},
+    {"measure", "serving"},
     {"tasks"},
     {"llava_files"},
     {"view"},
-    {"harness"},
-    {"training"},
+    {"harness", "training"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.

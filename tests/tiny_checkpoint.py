@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiny
@@ -20,7 +21,7 @@ LLAVA = {"<image>": tiny.IMAGE_TOKEN}
 WORDS = ("USER", "ASSISTANT", ":", "what", "is", "shown", "?", "<unk>")
 
 
-def tiny_tokenizer(visual: Mapping[str, int] = LLAVA) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(visual: Mapping[str, int] = LLAVA, **settings: Any) -> PreTrainedTokenizerFast:
     """A tokenizer with one entry for each token id of a tiny model, and the ``visual`` tokens as they are."""
     vocabulary = dict(SPECIAL)
     for word in (*WORDS, *(f"word{number}" for number in range(tiny.IMAGE_TOKEN))):
@@ -37,6 +38,7 @@ def tiny_tokenizer(visual: Mapping[str, int] = LLAVA) -> PreTrainedTokenizerFast
         eos_token="</s>",
         unk_token="<unk>",
         additional_special_tokens=list(visual),
+        **settings,
     )
 
 

@@ -43,24 +43,28 @@ TOKENS = {
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-def tiny_model(family: str, attention: str = "sdpa", depth: int = 6, seed: int = 0) -> Any:
-    """A model of a few thousand weights whose attention is concentrated enough for the schedule to cut."""
+def tiny_model(family: str, attention: str = "sdpa", depth: int = 6, seed: int = 0, **language: Any) -> Any:
+    """A model of a few thousand weights whose attention is concentrated enough for the schedule to cut.
+
+    Args:
+        language: of its language model, where it shall differ from :data:`TEXT`.
+    """
     torch.manual_seed(seed)
+    text = {**TEXT, **language}
     tower = {**TOWER, "depth": depth}
     model: Any
     if family == "qwen2_vl":
         tower.update(embed_dim=32, hidden_size=64, mlp_ratio=2)
-        config = Qwen2VLConfig(vision_config=tower, text_config=TEXT, **TOKENS)
+        config = Qwen2VLConfig(vision_config=tower, text_config=text, **TOKENS)
         model = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=attention)
     elif family == "qwen3_vl":
         tower.update(hidden_size=32, intermediate_size=64, out_hidden_size=64, deepstack_visual_indexes=[0, 2, 4])
-        text = {**TEXT, "head_dim": 16}
-        newest = Qwen3VLConfig(vision_config=tower, text_config=text, **TOKENS)
+        newest = Qwen3VLConfig(vision_config=tower, text_config={"head_dim": 16, **text}, **TOKENS)
         model = Qwen3VLForConditionalGeneration._from_config(newest, attn_implementation=attention)
     else:
         tower.update(hidden_size=32, intermediate_size=64, out_hidden_size=64)
         tower.update(window_size=112, fullatt_block_indexes=[2, 5])
-        other = Qwen2_5_VLConfig(vision_config=tower, text_config=TEXT, **TOKENS)
+        other = Qwen2_5_VLConfig(vision_config=tower, text_config=text, **TOKENS)
         model = Qwen2_5_VLForConditionalGeneration._from_config(other, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.model.visual.named_parameters():

@@ -19,6 +19,7 @@ import class_tables  # noqa: F401  tables have names once their module is import
 import kept_tables  # noqa: F401
 import method_tables  # noqa: F401
 import plus_tables  # noqa: F401
+import train_tables  # noqa: F401
 from measured import FOLDER, load
 from measured_tables import TABLES
 

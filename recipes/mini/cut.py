@@ -23,18 +23,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowcut import Method, attach
+from flowcut.attaching import patches_of
 from flowcut.checkpoints.loading import LoadedModel, load_model
 from flowcut.methods import make_method
 from flowcut.methods.naming import describe
+from flowcut.models import find_parts
 from flowcut.tasks import TaskQuestion, TaskSplit, load_split
 
 from .curriculum import chosen_questions, question_weights
 from .material import Material
 from .questions import ask
 from .render import render
-from .scene import GRID, Scene
+from .scene import Scene
 from .student import Student, answered
-from .train import HalfPrecisionAdam, _factor
+from .train import HalfPrecisionAdam, rate_factor
 from .workspace import Workspace
 
 FIRST = 41_000
@@ -103,7 +105,8 @@ def encoded(loaded: LoadedModel, method: Method | None, pixels: Tensor) -> dict[
             positions = torch.arange(done[0][0].shape[-2])
         else:
             with attach(loaded.model, method) as handle:
-                base(input_ids=torch.full((1, GRID * GRID), base.config.image_token_id), pixel_values=pixels)
+                patches = patches_of(find_parts(loaded.model)[1])
+                base(input_ids=torch.full((1, patches), base.config.image_token_id), pixel_values=pixels)
             positions = handle.trace.images[0].kept
     finally:
         hook.remove()
@@ -180,7 +183,7 @@ def train_cut(
         nothing = torch.zeros(len(questions), len(visual.positions))
         loss, answers = student.loss(packed, visual.projected, nothing, 0.0, question_weights(scene, questions))
         loss.backward()
-        optimizer.step(_factor((number + 1) / dialogues, FINAL_SHARE, float(number + 1)))
+        optimizer.step(rate_factor((number + 1) / dialogues, FINAL_SHARE, float(number + 1)))
         seconds = time.process_time() - started
         results = [one for task in answers.values() for one in task]
         row = [number + 1, round(loss.item(), 4), sum(results), len(results), round(seconds, 3)]

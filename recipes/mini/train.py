@@ -175,7 +175,7 @@ def train(
         if since_update == stage.accumulate:
             since_update = 0
             optimizer.share(workers)
-            optimizer.step(_factor(done / stage.scenes, stage.final_share, done / workers / stage.accumulate))
+            optimizer.step(rate_factor(done / stage.scenes, stage.final_share, done / workers / stage.accumulate))
         if done % REPORT_EVERY < workers:
             line = tally.write(done, workers)
             if progress and first:
@@ -238,6 +238,7 @@ def _step(
     return loss, answers
 
 
-def _factor(progress: float, final_share: float, updates: float) -> float:
+def rate_factor(progress: float, final_share: float, updates: float) -> float:
+    """Learning rate as a share of the highest: a warm-up of 20 updates, then a cosine down to `final_share`."""
     cosine = final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
     return cosine * min(1.0, updates / 20)

@@ -175,8 +175,8 @@ def fitting_parts(model: nn.Module, method: Method) -> tuple[ModelFamily, ModelP
         raise TypeError(f"method must be a flowcut method such as FlowCut(target_num=64), got {method!r}.")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError(
-            "This is a model compiled with torch.compile. Attach to the uncompiled model; its parts "
-            "(model.language_model) may be compiled."
+            "This is what torch.compile makes of a model. Attach to the model inside it (model._orig_mod): the "
+            "compiled one then cuts as well, and is compiled anew at its next call."
         )
     family, parts = find_parts(model)
     check_stages(method, parts)

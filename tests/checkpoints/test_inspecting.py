@@ -29,14 +29,15 @@ def inspected(model_type: str) -> Inspection:
         ("llava", "36 for each picture of 84 pixels"),
         ("gemma3", "9 for each picture of 84 pixels"),
         ("glm4v", "one for 28 x 28 pixels (336 x 336: 144, 672 x 672: 576, 1344 x 1344: 2304)"),
-        ("mistral3", "told by the first picture"),
+        ("lfm2_vl", "told by the first picture"),
+        ("mistral3", "one for 28 x 28 pixels (336 x 336: 144, 672 x 672: 576, 1344 x 1344: 2304)"),
     ],
 )
 def test_tokens_of_a_picture(model_type: str, tokens: str) -> None:
     assert inspected(model_type).tokens == tokens
 
 
-@pytest.mark.parametrize("model_type", ["gemma3", "glm4v", "mistral3", "paligemma"])
+@pytest.mark.parametrize("model_type", ["gemma3", "glm4v", "lfm2_vl", "paligemma"])
 def test_a_method_attaches_where_a_cut_is_possible_and_is_refused_with_the_reason_elsewhere(model_type: str) -> None:
     cuts = inspected(model_type).cuts
     assert list(cuts) == list(STAGES)

@@ -11,6 +11,8 @@ import tiny_checkpoint
 import toy_questions
 from typer.testing import CliRunner, Result
 
+from flowcut import FlowCut
+from flowcut.checkpoints.memory import write_memory
 from flowcut.cli import app
 
 
@@ -101,3 +103,15 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
     answers = toy_questions.write_lines(tmp_path / "answers.jsonl", [{"question_id": 1, "text": "x"}])
     done = call("score", answers, "--annotations", tmp_path / "gone")
     assert done.exit_code == 2 and "No annotations found" in done.stderr
+
+
+def test_a_checkpoint_is_asked_with_the_method_that_it_was_trained_with(tmp_path: Path) -> None:
+    questions, images, _ = toy_questions.pope(tmp_path, 1)
+    checkpoint = tiny_checkpoint.save_checkpoint(tmp_path / "trained")
+    write_memory(FlowCut(target_num=8, history=0.7), checkpoint)
+    done = call_answer(checkpoint, questions, images, tmp_path / "own.jsonl", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["visual_tokens"] == 8, done.stderr
+    (answer, *_) = toy_questions.read_lines(tmp_path / "own.jsonl")
+    assert answer["metadata"] == {"method": "flowcut(history=0.7,target_num=8)"}
+    other = call_answer(checkpoint, questions, images, tmp_path / "other.jsonl", "--target-num", 9)
+    assert other.exit_code == 0 and "was trained with target_num=8" in other.stderr

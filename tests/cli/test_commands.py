@@ -23,6 +23,8 @@ FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
 COMMANDS = (
     "answer",
+    "bench",
+    "calibrate",
     "compare",
     "demo",
     "eval",
@@ -33,6 +35,7 @@ COMMANDS = (
     "models",
     "run",
     "score",
+    "serve",
     "train",
 )
 HEAVY = {"torch", "torchvision", "transformers", "matplotlib", "numpy", "PIL", "safetensors"}
@@ -78,7 +81,7 @@ def test_every_command_has_a_file_and_one_new_file_is_a_new_command(
     found = {command.name for command in app.registered_commands}
     files = {path.stem.replace("_", "-") for path in FILES}
     assert found == set(COMMANDS)
-    assert files - found == {"--init--", "--main--", "options", "tables", "harness-rows"}
+    assert files - found == {"--init--", "--main--", "options", "tables", "harness-rows", "server-load"}
     (tmp_path / "say_hello.py").write_text(
         'def say_hello_command(name: str) -> None:\n    """Greet."""\n    print(f"Hello {name}")\n'
     )

@@ -52,8 +52,11 @@ def model_and_samples(model_type: str) -> tuple[Any, list[families.Sample]]:
 
 @cache
 def eager_model(model_type: str) -> Any:
-    """The same model with attention that torch's counter sees."""
-    return tiny_classes.tiny_model(model_type, attention="eager")
+    """The same model with attention and experts that torch's counter sees."""
+    model = tiny_classes.tiny_model(model_type, attention="eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    return model
 
 
 def refusal(model: Any, method: Method) -> str:
@@ -206,7 +209,7 @@ def test_flops_are_those_of_torchs_counter(model_type: str, name: str, monkeypat
 
     def counted() -> int:
         scoring.clear()
-        with FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(**inputs, use_cache=False)
         counts = counter.get_flop_counts()
         return counter.get_total_flops() - sum(scoring) - sum(counts[f"{type(model).__name__}.lm_head"].values())

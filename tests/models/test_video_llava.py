@@ -12,6 +12,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from transformers import CLIPVisionConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+from transformers.masking_utils import create_bidirectional_mask
 
 from flowcut import FlowCut, attach
 
@@ -145,3 +146,24 @@ def test_placeholders_must_match_the_videos() -> None:
     inputs["pixel_values_videos"] = inputs["pixel_values_videos"][:1]
     with attach(model, FlowCut(target_num=20)), pytest.raises(ValueError, match="video placeholders"):
         model(**inputs)
+
+
+@torch.no_grad()
+def test_with_a_fixed_schedule_no_frame_is_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[int] = []
+
+    def counted(**given: Any) -> Any:
+        masks.append(given["inputs_embeds"].shape[1])
+        return create_bidirectional_mask(**given)
+
+    monkeypatch.setattr("flowcut.stages.tower.batched_pass.create_bidirectional_mask", counted)
+    model, inputs = tiny_model(), families.collate([sample("v", 1)])
+    # 24 tokens are CLS and 5 patches of each of 4 frames.
+    for method, padded in ((FlowCut(target_num=24), True), (FlowCut(target_num=24, schedule=(12, 10, 9)), False)):
+        masks.clear()
+        with attach(model, method) as handle:
+            model(**inputs)
+            tiles = handle.trace.images[0].tiles
+        assert bool(masks) is padded
+        assert [len(tile.kept) for tile in tiles] == [5] * FRAMES
+    assert {tuple(tile.tokens_after_layer) for tile in tiles} == {(37, 25, 25, 15, 15, 6, 6, 6)}

@@ -19,12 +19,15 @@ FOLDERS = sorted(path.parent for path in measured.FOLDER.glob("*/rows.jsonl.gz")
 
 NOT_OF_ROWS = {
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
+    "| time at | part |": "seconds of benchmarks/methods.py",
     "| the early cut,": "trials on the validation split",
     "| the choice,": "trials on the validation split",
     "| with the question,": "trials on the validation split",
     "| `target_num` | tokens into a layer (mean of 577) |": "seconds of a script of release 2.0.0",
     "| family, widths of | decoder layers |": "seconds of a script of release 2.0.0",
     "| method | seconds | of uncut | overhead |": "seconds of a script of release 2.0.0",
+    "| | kernels of a prefill |": "counted operations",
+    "| method | budget | tower | prefill |": "seconds of flowcut bench",
     "| | on things | nothing is left of the shape asked about |": "which patches were kept",
     "| | one (298 nouns) | two (31) |": "votes of the tower's patches in training",
     "| | one | two | three | four | five | six | all (151) |": "votes of the tower's patches in training",

@@ -16,8 +16,8 @@ from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM
 import flowcut
 from flowcut.checkpoints import load_llava
 from flowcut.cli.export import FORMATS
-from flowcut.training.config import read_config
 from flowcut.training.conversation import IGNORED, Conversations
+from flowcut.training.reading import read_config
 from flowcut.training.run import train
 from flowcut.training.samples import Sample, Turn
 

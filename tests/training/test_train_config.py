@@ -18,9 +18,8 @@ from flowcut.training.config import (
     ReportConfig,
     TrainConfig,
     TuneConfig,
-    named_method,
-    read_config,
 )
+from flowcut.training.reading import named_method, read_config
 
 ROOT = Path(__file__).parents[2]
 FORMS = (TrainConfig, PartsConfig, DataConfig, TuneConfig, OptimizeConfig, ReportConfig)

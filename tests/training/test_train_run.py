@@ -21,7 +21,7 @@ from flowcut import FlowCut
 from flowcut.attaching import handle_of
 from flowcut.checkpoints.memory import read_memory
 from flowcut.cli import app
-from flowcut.training.config import read_config
+from flowcut.training.reading import read_config
 from flowcut.training.run import train
 from flowcut.training.trainer import CutTrainer
 
@@ -158,6 +158,32 @@ def test_the_parts_that_shall_be_trained_move_and_the_others_do_not(
     if tune.get("tower") == "full":
         behind = {key for key in before if "vision_tower" in key and (".layers.7." in key or "post_layernorm" in key)}
         assert behind and not behind & changed, "what the model does not read stays as it is"
+
+
+def test_a_built_in_task_is_asked_while_training_and_changes_nothing(place: Path) -> None:
+    train(config_of(place, "quiet", optimize={"steps": 2}), cpu=True)
+    report = {"tasks": "photo-v1", "per_task": 1, "evaluate_every": 1}
+    result = train(config_of(place, "asked", optimize={"steps": 2}, report=report), cpu=True)
+    assert 0.0 <= result.evaluation["eval_accuracy"] <= 1.0
+    expected = weights(place / "quiet")
+    for name, weight in weights(place / "asked").items():
+        assert torch.equal(weight, expected[name]), name
+    with pytest.raises(ValueError, match="asks with a target_num"):
+        train(config_of(place, "share", method="flowcut(retain_ratio=0.5)", report=report), cpu=True)
+
+
+def test_weights_in_half_precision_train_in_whole_precision(place: Path) -> None:
+    half = {"weights": "bfloat16", "autocast": True, "steps": 2}
+    with pytest.raises(ValueError, match=r"needs optimize\.autocast"):
+        config_of(place, "refused", optimize={"weights": "bfloat16"})
+    train(config_of(place, "half", optimize=half, tune={"projector": True}), cpu=True)
+    assert {weight.dtype for weight in weights(place / "half").values()} == {torch.float32}
+
+
+def test_tensorboard_that_is_not_installed_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowcut.training.run.find_spec", lambda name: None)
+    with pytest.raises(flowcut.FlowCutError, match="pip install tensorboard"):
+        train(config_of(place, "board", report={"tensorboard": True}), cpu=True)
 
 
 def test_a_checkpoint_is_trained_on_with_the_method_it_remembers(place: Path) -> None:

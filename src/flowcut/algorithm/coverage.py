@@ -46,22 +46,22 @@ def largest_coverage(
     normed = torch.nn.functional.normalize(features.float(), dim=-1)
     similarity = torch.matmul(normed, normed.mT)
     weight = features.new_ones(sets, tokens, dtype=torch.float32) if size is None else size.float()
-    open_ = torch.zeros_like(weight)
+    quality = quality.float()
+    rest = quality * NOTHING_NEW
     if valid is not None:
         weight = weight.masked_fill(~valid, 0.0)
-        open_ = open_.masked_fill(~valid, float("-inf"))
+        rest = rest.masked_fill(~valid, float("-inf"))
     weight = (weight / weight.sum(dim=1, keepdim=True))[..., None]
-    quality = quality.float()
     covered = torch.zeros(sets, 1, tokens, device=features.device)
     order: list[Tensor] = []
     for step in range(steps):
         if first is not None and step < first.shape[1]:
             best = first[:, step : step + 1]
         else:
-            added = torch.matmul((similarity - covered).relu_(), weight)[..., 0] + NOTHING_NEW
-            best = torch.addcmul(open_, added, quality).argmax(dim=1, keepdim=True)
+            added = torch.matmul((similarity - covered).relu_(), weight)[..., 0]
+            best = torch.addcmul(rest, added, quality).argmax(dim=1, keepdim=True)
         order.append(best)
-        open_ = open_.scatter(1, best, float("-inf"))
+        rest = rest.scatter(1, best, float("-inf"))
         covered = torch.maximum(covered, similarity.gather(1, best[..., None].expand(-1, -1, tokens)))
     index = torch.cat(order, dim=1)
     if min(counts) == steps:

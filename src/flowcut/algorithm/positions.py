@@ -32,7 +32,7 @@ def shifted_positions(
     if positions.dim() == 3:
         return cut.take(positions.permute(1, 2, 0)).permute(2, 0, 1)
     if compact:
-        removed = dropped.long().cumsum(dim=1)
+        removed = dropped.cumsum(dim=1)
         if starts is not None:
             removed = removed - (removed - dropped.long()).masked_fill(~starts, 0).cummax(dim=1).values
         positions = positions - removed_before[:, None] - removed

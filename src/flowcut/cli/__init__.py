@@ -17,13 +17,13 @@ from .. import __version__
 __all__ = ["app"]
 
 
-def find_commands() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The commands in this folder by name, from the names of its files."""
+def find_commands() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
+    """The commands in this folder by name, from the names of its files, and what their files set for the parser."""
     for entry in pkgutil.iter_modules(__path__):
         module = import_module(f".{entry.name}", __name__)
         command = getattr(module, f"{entry.name}_command", None)
         if command is not None:
-            yield entry.name.replace("_", "-"), command
+            yield entry.name.replace("_", "-"), command, getattr(module, "CONTEXT", {})
 
 
 def print_version(wanted: bool) -> None:
@@ -45,8 +45,8 @@ def build_app() -> typer.Typer:
     """The application with every command in this folder."""
     built = typer.Typer(name="flowcut", no_args_is_help=True, pretty_exceptions_enable=False)
     built.callback()(main)
-    for name, command in find_commands():
-        built.command(name)(command)
+    for name, command, context in find_commands():
+        built.command(name, context_settings=context)(command)
     return built
 
 

@@ -20,7 +20,9 @@ from .options import (
     progress_bar,
     quiet_libraries,
     quiet_transformers,
+    recalled,
     user_errors,
+    warn_of_budget,
 )
 from .run import chosen_method
 from .score import print_score
@@ -42,14 +44,24 @@ def answer_command(
         typer.Option(help="The folder with the pictures; MMBench's file holds its own.", show_default=False),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="How to cut; `flowcut methods` lists them; or uncut.")] = "flowcut",
+    method: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="How to cut; `flowcut methods` lists them; or uncut. By default what the checkpoint was trained with, "
+            "else flowcut.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method.", show_default=False),
     ] = None,
     target_num: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Visual tokens to keep of each image; 64 if nothing is given.", show_default=False),
+        typer.Option(
+            help="Visual tokens of each image; what the checkpoint was trained with, else 64, if neither is given.",
+            show_default=False,
+        ),
     ] = None,
     retain_ratio: Annotated[
         Optional[float],  # noqa: UP045
@@ -99,7 +111,11 @@ def answer_command(
                     raise ValueError("uncut takes no settings and no budget.")
                 if score is not None and num_chunks > 1:
                     raise ValueError("A piece has no score: join the answers of all pieces, then use flowcut score.")
-                chosen = None if method == UNCUT else chosen_method(method, settings or [], target_num, retain_ratio)
+                chosen = None
+                if method != UNCUT:
+                    memory = recalled(model, errors)
+                    chosen = chosen_method(method, settings or [], target_num, retain_ratio, memory)
+                    warn_of_budget(memory, [chosen], errors)
                 file = QuestionFile(questions, lang, all_rounds, limit, num_chunks, chunk_idx)
                 job = Job(
                     questions=file,

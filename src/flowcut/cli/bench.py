@@ -25,6 +25,7 @@ from .options import (
     quiet_libraries,
     user_errors,
 )
+from .server_load import Rounds, load_servers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,9 +79,19 @@ def bench_command(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="CPU threads; by default torch's own choice.", show_default=False),
     ] = None,
+    server: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Measure running OpenAI-compatible servers instead (`flowcut serve`), such as http://localhost:8000; "
+            "may be repeated, they are asked in turns.",
+            show_default=False,
+        ),
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Requests in flight on a server.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Requests to a server in every round.")] = 32,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for bench.json, bench.md and bench.png.", show_default=False),
+        typer.Option(help="Folder for bench.json, bench.md and bench.png; of servers, load.json.", show_default=False),
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -88,6 +99,9 @@ def bench_command(
 ) -> None:
     """Measure what methods gain on this machine: seconds, memory, kernels and waits, against the uncut model."""
     options = RunOptions(model, device=device, dtype=dtype, as_json=as_json)
+    if server:
+        load_servers(server, image, question, Rounds(clients, requests, rounds, new_tokens), output, options)
+        return
     with user_errors():
         with quiet_libraries(options.errors):
             import torch

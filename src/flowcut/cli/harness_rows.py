@@ -126,7 +126,8 @@ def write_tables(rows: list[HarnessRow], output: Path, *, as_json: bool) -> None
     paths = save_gathered(output, identity, found)
     reports = {one.label: one.efficiency for one in found if one.efficiency is not None}
     if reports:
-        paths += [write_reports(output, reports), save_efficiency(output, reports)]
+        stem = "harness-efficiency"  # the built-in tasks have theirs in the same folder
+        paths += [write_reports(output, reports, f"{stem}.json"), save_efficiency(output, reports, f"{stem}.md")]
     if as_json:
         typer.echo(json.dumps({**identity, "rows": figures(found), "efficiency": reports}))
         return

@@ -34,7 +34,7 @@ def train_command(
     errors = Console(stderr=True)
     with user_errors():
         with quiet_libraries(errors):
-            from ..training.config import read_config
+            from ..training.reading import read_config
 
             settings = read_config(config)
         if settings.model == DEFAULT_MODEL:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CHUNK = 32
+CHUNK = 8
 """Batches between two writes."""
 
 Ask = Callable[[list[Any]], Sequence[Any]]

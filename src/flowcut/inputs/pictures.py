@@ -38,18 +38,18 @@ def load_image(source: str | Path | BytesIO, name: str | None = None) -> Image.I
             has no range: its values are all equal, NaN or infinite.
         PermissionError: it may not be read.
     """
-    path = str(source) if name is None else name
+    name = str(source) if name is None else name
     with readable(source, name) as image:
         upright = ImageOps.exif_transpose(image)
         tags = dict(getattr(image, "tag_v2", {}))
     if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-        return to_8_bits(upright, tags, path).convert("RGB")
+        return to_8_bits(upright, tags, name).convert("RGB")
     try:
         if upright.mode.lower() in ("rgba", "la", "pa") or "transparency" in upright.info:
             return over_white(upright)
         return upright.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{path} has colours of a kind that cannot be read ({upright.mode}).") from error
+        raise ValueError(f"{name} has colours of a kind that cannot be read ({upright.mode}).") from error
 
 
 @contextmanager

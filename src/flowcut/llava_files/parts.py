@@ -109,6 +109,7 @@ class Parts:
         if self.summary.is_file():
             stored: dict[str, Any] = json.loads(self.summary.read_text())
             self._check(stored["identity"], self.output)
+            shutil.rmtree(self.folder, ignore_errors=True)  # where a run was ended in front of its last step
             return stored
         if self.folder.is_dir():
             return None

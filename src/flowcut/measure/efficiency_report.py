@@ -99,11 +99,11 @@ def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
     return stored
 
 
-def write_reports(folder: Path, reports: Mapping[str, Mapping[str, Any]]) -> Path:
+def write_reports(folder: Path, reports: Mapping[str, Mapping[str, Any]], name: str = FILE) -> Path:
     """Write the reports of a folder, whole or not at all; returns the path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    partial = path.with_name(f"{FILE}.partial")
+    path = folder / name
+    partial = path.with_name(f"{name}.partial")
     partial.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
     return path

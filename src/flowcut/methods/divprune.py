@@ -55,8 +55,9 @@ def most_diverse(features: Tensor, chosen: int) -> Tensor:
     # What is chosen drops to -inf, and a minimum keeps it there.
     distance.fill_diagonal_(float("-inf"))
     picked = [neighbours.argmax(dim=0, keepdim=True)]
-    nearest = distance.index_select(0, picked[0])[0]
+    nearest: Tensor | None = None
     for _ in range(chosen - 1):
+        others = distance.index_select(0, picked[-1])[0]
+        nearest = others if nearest is None else torch.minimum(nearest, others)
         picked.append(nearest.argmax(dim=0, keepdim=True))
-        nearest = torch.minimum(nearest, distance.index_select(0, picked[-1])[0])
     return torch.cat(picked).sort().values

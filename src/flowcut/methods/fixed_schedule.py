@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..algorithm.calibration import Calibration, cutting_layers, fixed_counts
 from .views import TowerPass
 
@@ -126,30 +128,43 @@ def fixed_schedule(schedule: str | tuple[int, ...], tower: TowerPass, every: int
     if schedule == "adaptive":
         return None
     layers = tuple(cutting_layers(tower.feature_layer, every))
-    if isinstance(schedule, tuple):
-        per_image = [checked(schedule, layers, tower.patches, target) for target in tower.targets]
-    else:
-        calibration = shipped_for(tower.model) if schedule == "calibrated" else read_calibration(schedule)
-        if (calibration.feature_layer, calibration.every) != (tower.feature_layer, every):
-            raise ValueError(
-                f"The schedule {schedule!r} was calibrated for feature layer {calibration.feature_layer} and "
-                f"cut_every={calibration.every}; here they are {tower.feature_layer} and {every}. Calibrate for this "
-                "model and these settings."
-            )
-        of_target = {target: fixed_counts(calibration, tower.patches, target) for target in set(tower.targets)}
-        per_image = [of_target[target] for target in tower.targets]
+    per_image = [
+        counts_of(schedule, tower.model, tower.patches, target, tower.feature_layer, every) for target in tower.targets
+    ]
     return FixedSchedule(layers, tuple(zip(*per_image, strict=True)))
 
 
-def checked(counts: tuple[int, ...], layers: tuple[int, ...], patches: int, target: int) -> list[int]:
-    """Given counts, if they lead from ``patches`` to ``target``.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def counts_of(
+    schedule: str | tuple[int, ...], model: str, patches: int, target: int, feature_layer: int, every: int | None
+) -> tuple[int, ...]:
+    """How many patches of one image every cut takes. Where a tower is compiled, that is a constant of its graph.
+
+    Args:
+        schedule: a fixed one.
+        model: see :class:`TowerPass`.
+        patches: of the image.
+        target: how many of them stay.
+        feature_layer, every: where the tower cuts.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the schedule does not fit the tower or the budget.
     """
-    if target < patches and (len(counts) != len(layers) or sum(counts) != patches - target):
+    layers = cutting_layers(feature_layer, every)
+    if target >= patches:
+        return (0,) * len(layers)
+    if isinstance(schedule, tuple):
+        if len(schedule) != len(layers) or sum(schedule) != patches - target:
+            raise ValueError(
+                f"schedule={schedule} takes {sum(schedule)} patches in {len(schedule)} cuts; this tower cuts after "
+                f"{len(layers)} layers {layers}, and {patches - target} of an image's {patches} patches have to go."
+            )
+        return schedule
+    calibration = shipped_for(model) if schedule == "calibrated" else read_calibration(schedule)
+    if (calibration.feature_layer, calibration.every) != (feature_layer, every):
         raise ValueError(
-            f"schedule={counts} takes {sum(counts)} patches in {len(counts)} cuts; this tower cuts after "
-            f"{len(layers)} layers {list(layers)}, and {patches - target} of an image's {patches} patches have to go."
+            f"The schedule {schedule!r} was calibrated for feature layer {calibration.feature_layer} and "
+            f"cut_every={calibration.every}; here they are {feature_layer} and {every}. Calibrate for this model and "
+            "these settings."
         )
-    return list(counts) if target < patches else [0] * len(layers)
+    return tuple(fixed_counts(calibration, patches, target))

@@ -106,13 +106,13 @@ def layer_cost(layer: nn.Module, config: Any) -> LayerCost:
 def recurrent_flops(module: Any) -> int:
     """FLOPs of a gated delta rule for one token, in chunks of C; 0 where ``module`` is none.
 
-    For each head with keys of size k and values of size v: six products of a token with the C keys of its chunk's
-    tokens or with a k x v state (``6 C k + 4 C v + 6 k v``, as transformers computes it without kernels of its own).
+    For each head with keys of size k and values of size v: three products of a token with the tokens of its chunk and
+    three with a k x v state (``4 C k + 2 C v + 6 k v``); the triangular systems in each chunk are not counted.
     """
     if module is None or not hasattr(module, "head_k_dim"):
         return 0
     keys, values = module.head_k_dim, module.head_v_dim
-    each: int = 6 * CHUNK * keys + 4 * CHUNK * values + 6 * keys * values
+    each: int = 4 * CHUNK * keys + 2 * CHUNK * values + 6 * keys * values
     return int(module.num_v_heads) * each
 
 

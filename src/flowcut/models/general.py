@@ -26,10 +26,16 @@ from .towers import LAYOUTS, find_tower
 PLACEHOLDERS = ("image_token_id", "image_token_index")
 """Names under which configs hold the placeholder of a visual token."""
 
-PROJECTORS = ("multi_modal_projector", "aligner", "vision_projection", "projector")
+PROJECTORS = ("multi_modal_projector", "mm_projector", "aligner", "vision_projection", "projector")
 """Names of the module that maps a tower's features into the language model."""
 
-MERGES = {"PaddleOCRVLModel": 2, "VideoLlama3Model": 2}
+MERGES = {
+    "Cosmos3EdgeModel": 2,
+    "Kimi_K25Model": 2,
+    "MiniMaxM3VLModel": 2,
+    "PaddleOCRVLModel": 2,
+    "VideoLlama3Model": 2,
+}
 """Sides of the squares of patches that become one token, of models that join them and do not name it themselves."""
 
 FIRST_POSITIONS = {"PaliGemmaModel": 1}
@@ -66,7 +72,7 @@ class General(ModelFamily):
         refusals: dict[str, str] = {}
         reading = READINGS.get(type(base).__name__)
         if reading is not None and encoder.config.model_type in LAYOUTS:
-            tower, projector = find_tower(encoder), projector_of(base)
+            tower, projector = find_tower(encoder.get_submodule(reading.inside)), projector_of(base)
         else:
             merge = MERGES.get(type(base).__name__) or int(getattr(model.config, "spatial_merge_size", 1))
             tower, projector = find_packed_tower(encoder, merge) or (whole_tower(encoder), nn.Identity())
@@ -152,7 +158,7 @@ def masked_by_types(base: nn.Module) -> str:
 
 def tokens_per_image(base: Any) -> int:
     """Visual tokens of every image of a model that hands out those of a sample in one; 0 for others."""
-    return base.config.perceiver_config.resampler_n_latents if type(base).__name__ == "Idefics2Model" else 0
+    return int(base.config.perceiver_config.resampler_n_latents) if type(base).__name__ == "Idefics2Model" else 0
 
 
 def axes_of(decoder: nn.Module) -> int:

@@ -84,10 +84,21 @@ def merged_by_two(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 PACKED: dict[str, PackedLayout] = {
     "cohere_compass_vision": PackedLayout(deepstack="deepstack_merger_list"),
+    "cosmos3_edge_vision": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="out_proj",
+        embedding="embeddings.patch_embedding",
+        merger="",
+    ),
     "exaone4_5_vision": PackedLayout(windows=True),
     "glm4v_moe_vision": PackedLayout(joiner="downsample"),
     "glm4v_vision": PackedLayout(joiner="downsample"),
     "glm_ocr_vision": PackedLayout(joiner="downsample"),
+    "kimi_k25_vision": PackedLayout(layers="layers", merger="", in_groups=False),
+    "minimax_m3_vl_vision": PackedLayout(
+        layers="layers", attention="self_attn", projection="out_proj", embedding="embeddings.proj", merger=""
+    ),
     "paddleocr_vl_vision": PackedLayout(
         layers="vision_model.encoder.layers",
         attention="self_attn",

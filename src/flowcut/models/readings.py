@@ -41,6 +41,11 @@ def by_ratio(config: Any) -> int:
     return round(1 / ratio)
 
 
+def by_stride(config: Any) -> int:
+    """Squares of the size of the tower's ``hidden_stride``."""
+    return int(config.vision_config.hidden_stride)
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a model reads of its tower.
@@ -49,6 +54,7 @@ class Reading:
         layers: the setting, of the config and of the call, that names one layer or several; empty for the last.
         strategy: the setting that says ``"default"`` where the first token is dropped; empty where there is none.
         dropped: leading tokens that are dropped whatever the settings say.
+        inside: where in the encoder the tower is, if it is not the encoder itself.
         square: given the model's config, the side of the squares of patches that become one token.
     """
 
@@ -56,6 +62,7 @@ class Reading:
     strategy: str = ""
     dropped: int = 0
     square: Callable[[Any], int] = one
+    inside: str = ""
 
 
 READINGS: dict[str, Reading] = {
@@ -64,6 +71,7 @@ READINGS: dict[str, Reading] = {
     "DeepseekVLModel": Reading(),
     "Gemma3Model": Reading(square=by_token_count),
     "JanusModel": Reading(),
+    "Ovis2Model": Reading(square=by_stride, inside="transformer"),
     "PaliGemmaModel": Reading(),
     "QianfanOCRModel": Reading("vision_feature_layer", "vision_feature_select_strategy", square=by_ratio),
     "VipLlavaModel": Reading("vision_feature_layers", dropped=1),

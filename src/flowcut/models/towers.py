@@ -15,7 +15,7 @@ from .base import VisionTower
 class TowerLayout:
     """Names inside a tower: its list of layers, a layer's attention module and its output projection; prefix tokens.
 
-    Every layer also has an ``mlp``. ``keywords``: see :class:`~flowcut.models.base.VisionTower`.
+    ``mlp`` is a layer's MLP. ``keywords``: see :class:`~flowcut.models.base.VisionTower`.
     """
 
     layers: str
@@ -23,6 +23,7 @@ class TowerLayout:
     projection: str
     cls_tokens: int
     keywords: bool = True
+    mlp: str = "mlp"
 
 
 LAYOUTS: dict[str, TowerLayout] = {
@@ -34,6 +35,7 @@ LAYOUTS: dict[str, TowerLayout] = {
     "idefics3_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
     "smolvlm_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
     "janus_vision_model": TowerLayout("encoder.layers", "self_attn", "projection_layer", 0),
+    "ovis2_vision": TowerLayout("encoder.layers", "attention", "out_proj", 0, mlp="ffn"),
     "qianfan_ocr_vision": TowerLayout("layers", "attention", "projection_layer", 1),
     "internvl_vision": TowerLayout("encoder.layer", "attention", "projection_layer", 1, keywords=False),
 }
@@ -58,7 +60,7 @@ def find_tower(module: nn.Module) -> VisionTower:
         layers=layers,
         attentions=tuple(layer.get_submodule(layout.attention) for layer in layers),
         projections=tuple(layer.get_submodule(f"{layout.attention}.{layout.projection}") for layer in layers),
-        mlps=tuple(layer.get_submodule("mlp") for layer in layers),
+        mlps=tuple(layer.get_submodule(layout.mlp) for layer in layers),
         prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
         patch_size=side(config.patch_size),
         keywords=layout.keywords,

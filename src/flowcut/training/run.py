@@ -19,10 +19,11 @@ from ..errors import FlowCutError
 from ..methods import Method
 from ..methods.naming import describe
 from .collating import Collator, blank_row
-from .config import UNCUT, TrainConfig, named_method
+from .config import UNCUT, TrainConfig
 from .conversation import Conversations
 from .dataset import SampleSet
-from .preparing import Prepared, prepare, template_of
+from .preparing import prepare, template_of
+from .reading import named_method
 from .samples import BadSamples, Sample, read_samples
 from .trainer import RUN, CutTrainer, RunCallback, write_run
 
@@ -82,6 +83,8 @@ def train(
     checkpoint = None if fresh else last_checkpoint(config)
     set_seed(config.seed)
     method = method_of(config)
+    if config.report.tasks is not None and method is not None and method.target_num is None:
+        raise ValueError(f"report.tasks asks with a target_num, but the method is {describe(method, budget=True)}.")
     config = replace(config, method=UNCUT if method is None else describe(method, budget=True))
     tell(f"Loading {config.model or config.parts.language} ...")
     prepared = prepare(config)
@@ -95,13 +98,14 @@ def train(
     # Several processes wait for each other's towers, and a loss about text alone has no gradient where the language
     # model is frozen: see Collator.
     always_picture = state.num_processes > 1 or config.tune.language == "frozen"
-    callback = RunCallback(config)
+    evaluates = held_out is not None or config.report.tasks is not None
+    callback = RunCallback(config, evaluates=evaluates)
     cutting = [] if method is None else [FlowCutCallback(method, base=prepared.base)]
     trainer = CutTrainer(
         config,
         prepared,
         method,
-        args=arguments(config, prepared, evaluates=held_out is not None, cpu=cpu),
+        args=arguments(config, cpu=cpu),
         data_collator=Collator(prepared.processor, blank_row(writer) if always_picture else None),
         train_dataset=train_set,
         eval_dataset=held_out,
@@ -121,7 +125,7 @@ def train(
             tell(f"Going on from {checkpoint}.")
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loss = float(outcome.training_loss)
-    evaluation = trainer.evaluate() if held_out is not None or config.report.tasks is not None else {}
+    evaluation = trainer.evaluate() if evaluates else {}
     trainer.save_model()
     if method is not None and state.is_main_process:
         write_memory(method, config.output, base=prepared.base)
@@ -180,10 +184,9 @@ def sample_sets(
     return made(samples), made(held) if held else None
 
 
-def arguments(config: TrainConfig, prepared: Prepared, *, evaluates: bool, cpu: bool) -> TrainingArguments:
+def arguments(config: TrainConfig, *, cpu: bool) -> TrainingArguments:
     """The same settings as transformers' Trainer takes them."""
     optimize, report = config.optimize, config.report
-    evaluates = (evaluates or report.tasks is not None) and report.evaluate_every is not None
     # Trained towers and their adapters may leave weights without a gradient in a pass; nothing else does.
     unused = config.tune.tower != "frozen"
     return TrainingArguments(
@@ -211,8 +214,6 @@ def arguments(config: TrainConfig, prepared: Prepared, *, evaluates: bool, cpu: 
         save_strategy="steps",
         save_steps=report.save_every,
         save_total_limit=report.keep,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=report.evaluate_every if evaluates else None,
         report_to=reporters(config),
         use_cpu=cpu,
     )

@@ -107,6 +107,7 @@ class CutTrainer(Trainer):
             asked = self._ask(self.settings.report.tasks)
             self.log(asked)
             metrics |= asked
+        self.control.should_evaluate = False  # or the end of an epoch asks a second time
         self.tally.start()
         return metrics
 
@@ -183,8 +184,8 @@ class Tally:
 class RunCallback(TrainerCallback):
     """Keeps the order of samples in step with the epoch, writes ``log.csv``, and marks complete checkpoints."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, *, evaluates: bool) -> None:
+        self.config, self.evaluates = config, evaluates
         self.trainer: CutTrainer | None = None
 
     def on_train_begin(
@@ -201,6 +202,15 @@ class RunCallback(TrainerCallback):
         """Tell the sampler the epoch; where a run goes on in several processes, accelerate does not reach it."""
         assert self.trainer is not None
         self.trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for an evaluation; the Trainer's own schedule wants held-out samples, built-in tasks do without."""
+        every = self.config.report.evaluate_every
+        if every is not None and self.evaluates and state.global_step % every == 0:
+            control.should_evaluate = True
+        return control
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the log anew from all that was logged, so that a run that goes on continues it."""

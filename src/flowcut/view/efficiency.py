@@ -98,8 +98,8 @@ def markdown(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join([table, NOTE, *where, *missing]) + "\n"
 
 
-def save_efficiency(folder: Path, reports: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write ``efficiency.md`` into a folder; returns its path."""
-    path = folder / "efficiency.md"
+def save_efficiency(folder: Path, reports: Mapping[str, Mapping[str, Any]], name: str = "efficiency.md") -> Path:
+    """Write the table into a folder; returns its path."""
+    path = folder / name
     path.write_text(markdown(reports), encoding="utf-8")
     return path

@@ -8,6 +8,7 @@ import deep
 import pytest
 import torch
 from renamed import CACHE
+from transformers import StaticCache
 
 from flowcut import FlowCut, PyramidDrop, attach
 from flowcut.measure.kernels import KernelCounter
@@ -24,12 +25,14 @@ def steps(images: int) -> list[tuple[int, int]]:
     given = deep.inputs(images)
     given["attention_mask"][0, 0] = int(images == 1)
     with torch.no_grad():
-        for kind in (None, "static"):
-            answer = model.generate(
-                **given, max_new_tokens=2, do_sample=False, cache_implementation=kind, return_dict_in_generate=True
-            )
+        for kind in ("dynamic", "static"):
+            own = {CACHE: StaticCache(config=model.config.text_config, max_cache_len=1024)} if kind == "static" else {}
+            options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
+            answer = model.generate(**given, **own, **options)
+            # As generate() hands it on: nothing where there is no padding.
+            mask = torch.nn.functional.pad(given["attention_mask"], (0, 2), value=1)
             call: dict[str, Any] = {
-                "attention_mask": None if images == 1 else torch.ones_like(answer.sequences),
+                "attention_mask": None if images == 1 else mask,
                 "position_ids": torch.full((images, 1), answer.sequences.shape[1] - 1),
                 "use_cache": True,
                 CACHE: answer[CACHE],

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from torch._dynamo.testing import CompileCounter
 
 from flowcut import FlowCut, attach
+from flowcut.algorithm.calibration import Calibration
+from flowcut.methods.fixed_schedule import write_calibration
 
 METHOD = FlowCut(target_num=9, schedule=(10, 9, 8))
 
 
+@pytest.mark.parametrize("from_file", [False, True])
 @torch.no_grad()
-def test_a_fixed_schedule_s_tower_compiles_whole() -> None:
+def test_a_fixed_schedule_s_tower_compiles_whole(from_file: bool, tmp_path: Path) -> None:
     torch.compiler.reset()
+    method = METHOD
+    if from_file:
+        file = tmp_path / "schedule.json"
+        write_calibration(file, Calibration(7, 2, (0.1, 0.9), ((0.9, 0.8), (0.95, 0.9))), "tiny", 3)
+        method = FlowCut(target_num=9, schedule=str(file))
     model = tiny.tiny_model()
     counter = CompileCounter()
-    pictures = [tiny.pictures(2, seed=seed) for seed in range(4)]
-    with attach(model, METHOD):
+    pictures = [tiny.pictures(2, seed=seed) for seed in range(3)]
+    with attach(model, method):
         eager = [model.model.vision_tower(pixels) for pixels in pictures]
         compiled = torch.compile(model.model.vision_tower, fullgraph=True, backend=counter)
         found = [compiled(pixels) for pixels in pictures]

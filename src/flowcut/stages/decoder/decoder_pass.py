@@ -205,7 +205,7 @@ def rotary_of(model: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
         kind: see :func:`layer_kind`; some models turn each kind by frequencies of its own.
     """
     rotary: nn.Module | None = getattr(model, "rotary_emb", None)
-    if rotary is None:
+    if rotary is None or kind not in getattr(rotary, "layer_types", [kind]):
         return None
     by_kind = {"layer_type": kind} if "layer_type" in inspect.signature(rotary.forward).parameters else {}
     return rotary(hidden, position_ids=positions, **by_kind)

@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from ...models.base import ModelParts
 from ...trace import CacheState
 from ..forward_pass import at_work
-from .decoder_pass import layer_kind, mask_for
+from .decoder_pass import layer_kind, mask_for, rotary_of
 
 
 class DecoderStep:
@@ -71,7 +71,8 @@ class DecoderStep:
         Args:
             layer: its index.
             hidden: ``[B, S, width]``, what goes into it.
-            embeddings: the rotary embedding that the model hands to it, if any.
+            embeddings: the rotary embedding that the model hands to it, if any; anything else that is not ``None``
+                where the model was not called yet.
         """
         number = bisect_left(self.layers, layer)
         kind = layer_kind(self.parts.language_model.config, layer)
@@ -84,10 +85,12 @@ class DecoderStep:
         made: dict[str, Any] = {"attention_mask": self._mask(number, kind, layer, hidden)}
         if self.apart:
             made["position_ids"] = self.positions[number]
-            for first, apart in self._embeddings:
-                # A layer may have none, where it does not tell positions apart.
-                if first is embeddings:
-                    made["position_embeddings"] = apart[number]
+            known = next((apart for first, apart in self._embeddings if first is embeddings), None)
+            if known is not None:
+                made["position_embeddings"] = known[number]
+            elif embeddings is not None:
+                model = self.parts.language_model
+                made["position_embeddings"] = rotary_of(model, hidden, self.positions[number], kind)
         return made
 
     def _mask(self, number: int, kind: str, layer: int, hidden: Tensor) -> Any:

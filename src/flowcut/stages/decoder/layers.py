@@ -73,8 +73,8 @@ class DecoderStage(Stage):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = dict(kwargs)
         if STEP in kwargs:
-            kwargs.update(kwargs.pop(STEP).get(index, {}))
-            return args, kwargs
+            changed = kwargs.pop(STEP).get(index, {})
+            return args, {**kwargs, **taken(changed, kwargs)}
         return self._with_part(index, module, args, kwargs)
 
     @untraced
@@ -87,7 +87,7 @@ class DecoderStage(Stage):
             del kwargs[PART_KEYWORD]
             if index > self.layers[0]:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                kwargs.update(current.arguments(index, hidden, kwargs.get("position_embeddings")))
+                kwargs |= taken(current.arguments(index, hidden, kwargs.get("position_embeddings")), kwargs)
             return args, kwargs
         observed = index - 1 if self.method.ranks_ahead else index
         if observed not in self.layers:
@@ -102,15 +102,7 @@ class DecoderStage(Stage):
             if self.method.ranks_ahead and observed in self.layers:
                 hidden = current.rank_ahead(observed, module, hidden, kwargs)
             args = (hidden, *args[1:])
-            changed = current.arguments(index, hidden)
-            # A layer without an argument, or with none in it (no rotary embedding), keeps it that way.
-            kwargs.update(
-                {
-                    name: value
-                    for name, value in changed.items()
-                    if kwargs.get(name) is not None or name == "attention_mask"
-                }
-            )
+            kwargs |= taken(current.arguments(index, hidden), kwargs)
         return args, kwargs
 
     def _after_layer(
@@ -121,6 +113,11 @@ class DecoderStage(Stage):
     @untraced
     def _cut(self, index: int, current: DecoderPass, output: Any) -> Any:
         return current.cut(index, output)
+
+
+def taken(changed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What of ``changed`` a layer takes: one without an argument, or with none in it, keeps it that way."""
+    return {name: value for name, value in changed.items() if given.get(name) is not None or name == "attention_mask"}
 
 
 def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
@@ -145,7 +142,15 @@ def inject(original: Callable[..., Tensor], hidden: Tensor, visual: Tensor, feat
 def watched_attentions(parts: ModelParts, method: Method) -> list[nn.Module]:
     """The attention modules by which a method's cuts inside the language model are chosen."""
     ahead = 1 if method.ranks_ahead else 0
-    return [attention_of(parts, layer + ahead) for layer in method.decoder_layers(parts.second_cut)]
+    layers = [layer + ahead for layer in method.decoder_layers(parts.second_cut)]
+    attentions = [attention_of(parts, layer) for layer in layers]
+    if ahead and not all(hasattr(parts.decoder_layers[layer], "input_layernorm") for layer in layers):
+        raise UnsupportedModelError(
+            f"{method.name} ranks by the attention of the next layer, behind its input_layernorm, and "
+            f"{type(parts.decoder_layers[layers[0]]).__name__} has none. Use a method that ranks by the layer it cuts "
+            "behind, such as FastV."
+        )
+    return attentions
 
 
 def attention_of(parts: ModelParts, layer: int) -> nn.Module:

@@ -25,9 +25,13 @@ def encode(owner: object, modality: str, original: Callable[..., Any], *args: An
         current.options = {**bound.arguments, **bound.kwargs, MODALITY: modality}
         try:
             output = original(*args, **kwargs)
+            traces: list[ImageTrace] = []
+            if not isinstance(output, tuple):
+                # A tower inside the encoder has an output of its own.
+                traces = getattr(output, TRACES, current.images)
+                setattr(output, TRACES, traces)
         finally:
             current.options, current.images = {}, []
-    traces: list[ImageTrace] = getattr(output, TRACES, [])
     if all(trace.whole for trace in traces):
         # As the uncut model hands them out.
         return output

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,18 +89,16 @@ class Placeholders:
     def __init__(self, places: Tensor, rows: list[int]) -> None:
         self.places = places
         self.rows = rows
-        self.number = (places.flatten().cumsum(0) - 1).clamp(min=0).view_as(places)
 
     def keep(self, keep: Tensor, images: Sequence[ImageTrace]) -> None:
         """Clear ``keep``, boolean ``[B, L]``, at the placeholders of cut tokens."""
         if images:
-            kept = torch.cat([trace.placeholder_kept.to(keep.device) for trace in images])
-            keep &= ~self.places | kept[self.number]
+            kept = [trace.placeholder_kept.to(keep.device) for trace in images]
+            keep.masked_scatter_(self.places, kept[0] if len(kept) == 1 else torch.cat(kept))
 
     def write_numbers(self, image: Tensor, images: Sequence[ImageTrace], first: int) -> None:
         """Write the number of each image into ``image``, int64 ``[B, L]``; they are counted from ``first``."""
         if images:
-            lengths = torch.tensor([trace.placeholders for trace in images], device=image.device)
-            numbers = torch.arange(first, first + len(images), device=image.device)
-            own = numbers.repeat_interleave(lengths, output_size=sum(trace.placeholders for trace in images))
-            image.copy_(torch.where(self.places, own[self.number], image))
+            lengths = [trace.placeholders for trace in images]
+            numbers = np.repeat(np.arange(first, first + len(images)), lengths)
+            image.masked_scatter_(self.places, torch.from_numpy(numbers).to(image.device))

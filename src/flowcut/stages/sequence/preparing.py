@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from transformers import Cache
 from transformers.masking_utils import create_masks_for_generate
 
@@ -54,7 +55,9 @@ class Prepared:
     def masks(self, original: Callable[..., Any], **kwargs: Any) -> Any:
         """``create_masks_for_generate``: none while the columns are uncut, those of the caller go to the gate."""
         cache = cache_in(kwargs)
-        if read_states(cache) or kwargs.get("is_first_iteration"):
+        length = 0 if cache is None else cache.get_seq_length()
+        begins = kwargs.get("is_first_iteration") or (not isinstance(length, Tensor) and length == 0)
+        if begins or read_states(cache):
             return kwargs["attention_mask"]
         return original(**kwargs)
 

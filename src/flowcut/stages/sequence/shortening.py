@@ -100,17 +100,19 @@ class Shortening:
         if self.parts.grid_positions:
             positions = places_of(self.parts.base, call, before, keep.shape, keep.device)
         else:
-            in_order = torch.arange(columns, device=keep.device)[None] + before.uncut_length + self.parts.first_position
+            first = before.uncut_length + self.parts.first_position
+            in_order = torch.arange(first, first + columns, device=keep.device)[None]
             given: Tensor | None = call.get("position_ids")
             positions = (in_order if given is None else given).expand(keep.shape)
         compact = self.method.positions == "compact"
-        positions = shifted_positions(positions, cut, before.removed, ~keep, compact, starts)
+        dropped = ~keep
+        positions = shifted_positions(positions, cut, before.removed, dropped, compact, starts)
         full = before.full and cut.even and cut.unpadded
-        removed = (~keep).sum(dim=1)
+        removed = dropped.sum(dim=1)
         stretch = Stretch(before, cut, cut.take(new_mask), positions, removed, cut.take(image, -1), full=full)
         stretches = [stretch]
         if not whole:
-            in_text = None if starts is None else self._in_text(call, cut, before, ~keep, starts)
+            in_text = None if starts is None else self._in_text(call, cut, before, dropped, starts)
             self._write(call, stretch, in_text)
             if self.layers:
                 targets = tuple(image.target for image in images)

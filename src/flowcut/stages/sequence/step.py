@@ -99,16 +99,14 @@ class Steps:
         """
         after, step = self.take(inputs, states)
         tokens = next(inputs[name] for name in TOKENS if inputs.get(name) is not None)
-        model: Any = self.parts.language_model
         dtype = self.parts.base.get_input_embeddings().weight.dtype  # type: ignore[operator]
         hidden = torch.empty(*tokens.shape[:2], 0, dtype=dtype, device=tokens.device)
         given = {"config": self.parts.top.config, "inputs_embeds": hidden, "attention_mask": inputs["attention_mask"]}
         inputs["attention_mask"] = in_memory(make_masks(**given, position_ids=None, **{CACHE: cache_in(inputs)}))
         inputs[STEP] = {}
         if step is not None:
-            first = step.embed(model.rotary_emb, hidden) if step.apart else None
             for layer in range(self.layers[0] + 1, len(self.parts.decoder_layers)):
-                inputs[STEP][layer] = in_memory(step.arguments(layer, hidden, first))
+                inputs[STEP][layer] = in_memory(step.arguments(layer, hidden, ()))
         return after
 
 

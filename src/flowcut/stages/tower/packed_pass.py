@@ -20,6 +20,9 @@ from .shared import check_bias, name_of, seeds_of
 SEGMENTS = {"cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k"}
 """Arguments of layers that say where segments begin and end."""
 
+ROTARY = "position_embeddings"
+"""The argument of layers that turns queries and keys by their places."""
+
 LONGEST = {"max_seqlen", "max_length_q", "max_length_k"}
 """Arguments of layers that say how long the longest segment is."""
 
@@ -77,13 +80,13 @@ class PackedPass:
         if alive is None:
             self.bounds[layer] = (whole, whole)
             if self.arrangement is not None and self.cuts:
-                changed["position_embeddings"] = self._rotary_of(self.arrangement, given)
+                changed.update(self._rotary_of(self.arrangement, given))
             return changed
         bounds = torch.searchsorted(alive, whole.to(alive)).to(whole)
         bounds = bounds[bounds.diff(prepend=bounds.new_full((1,), -1)) > 0]
         self.bounds[layer] = (bounds, whole)
         places = alive if self.arrangement is None else self.arrangement.to(alive.device)[alive]
-        changed["position_embeddings"] = self._rotary_of(places, given)
+        changed.update(self._rotary_of(places, given))
         for name in SEGMENTS & given.keys():
             changed[name] = bounds
         for name in LONGEST & given.keys():
@@ -100,14 +103,15 @@ class PackedPass:
                 bounds: Tensor = given[name]
                 return bounds
         lengths = [0, *(image.patches for image in self.images)]
-        return torch.tensor(lengths, device=given["position_embeddings"][0].device).cumsum(0)
+        return torch.tensor(lengths, device=given[ROTARY][0].device).cumsum(0)
 
-    def _rotary_of(self, places: Tensor, given: dict[str, Any]) -> Any:
-        """The rotary embeddings at some places of the uncut sequence."""
+    def _rotary_of(self, places: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        """The rotary embeddings at some places of the uncut sequence, where layers take any."""
+        if ROTARY not in given:
+            return {}
         if self._rotary is None or self._rotary[0] is not places:
-            parts = given["position_embeddings"]
-            self._rotary = (places, tuple(part[places.to(part.device)] for part in parts))
-        return self._rotary[1]
+            self._rotary = (places, tuple(part[places.to(part.device)] for part in given[ROTARY]))
+        return {ROTARY: self._rotary[1]}
 
     def arranged(self, hidden: Tensor) -> Tensor:
         """The first layer's input ``[..., S, width]``, the patches of each group side by side."""

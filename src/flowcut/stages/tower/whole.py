@@ -92,7 +92,7 @@ class Recount:
 
     def __init__(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model = weakref.ref(encoder.__self__)
-        self._encoder = encoder.__name__
+        self._encoder: str = encoder.__name__
         self._args = tuple(shape_of(value) for value in args)
         self._kwargs = {name: shape_of(value) for name, value in kwargs.items()}
         self.tokens = 0
@@ -108,8 +108,9 @@ class Recount:
             self._total = self._count()
         return round(self._total * tokens / self.tokens)
 
-    @torch.no_grad()
+    @torch.enable_grad()
     def _count(self) -> int:
+        # torch's counter hooks gradients of what modules are given, and fails on parameters where there are none.
         model = self._model()
         if model is None:
             raise FlowCutError("FLOPs of a vision tower that is not taken apart can be counted while its model exists.")

@@ -1,0 +1,88 @@
+"""Placeholders and places of cut pictures, without an engine."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flowcut import FlowCut, FlowCutError, UnsupportedModelError
+from flowcut.methods import METHODS
+from flowcut.serving.choice import VARIABLE, identity_of, method_for
+from flowcut.serving.launch import command_of, fitting_method
+from flowcut.serving.placeholders import coded, decoded, in_parts, moved, per_picture, shortened, uncut_places
+
+from tiny_checkpoint import save_checkpoint  # isort: skip
+
+
+def test_separators_stay_and_tiles_share() -> None:
+    assert shortened([7, 1, 1, 1, 8], 1, 2) == [7, 1, 1, 8]
+    assert shortened([7, 1, 1, 9, 1, 1, 8], 1, 2) == [7, 1, 9, 1, 8]
+    for kept in (3, 6):
+        with pytest.raises(FlowCutError, match="another budget"):
+            shortened([7, 1, 1, 9, 1, 1, 8], 1, kept)
+
+
+def test_positions_of_a_cut_prompt_are_those_of_the_uncut_one() -> None:
+    whole, places = uncut_places([5, 1, 1, 6, 1, 7], 1, [2, 1], [4, 3])
+    assert whole == [5, 1, 1, 1, 1, 6, 1, 1, 1, 7]
+    assert places == [0, 1, 1, 5, 6, 9]
+    visual = torch.tensor([False, True, True, False, True, False])
+    # The second and the fourth token of the first picture stayed, the third of the second one.
+    offsets = torch.tensor([[1], [3], [2]])
+    positions = moved(torch.tensor([[*places, 77, 78]]), visual, offsets)
+    assert positions.tolist() == [[0, 2, 4, 5, 8, 9, 77, 78]]
+    assert uncut_places([5, 1, 1, 1, 6], 1, [2, 1], [3, 2])[1] == [0, 1, 1, 4, 6]
+    with pytest.raises(FlowCutError, match="1 placeholders"):
+        uncut_places([5, 1, 6], 1, [1, 1], [4, 4])
+
+
+def test_tiles_of_a_picture_go_together() -> None:
+    entries = [torch.full((2, 3), float(number)) for number in range(3)]
+    assert [len(own) for own in per_picture(entries, [2, 1])] == [4, 2]
+    assert len(per_picture(entries, [5, 5, 5])) == 3
+    with pytest.raises(FlowCutError, match="3 images"):
+        per_picture(entries, [1, 1])
+    places = [torch.tensor([[0], [2]])] * 3
+    assert torch.cat(in_parts(places, [4, 4, 4], [2, 1], [1, 1])).flatten().tolist() == [0, 2, 4, 6, 0, 2]
+    assert torch.cat(in_parts(places, [4, 4, 4], [2, 1], [2, 1])).flatten().tolist() == [0, 2, 0, 2, 0, 2]
+
+
+def test_places_survive_half_precision() -> None:
+    places = torch.tensor([[0, 127, 128], [585, 4000, 32767]])
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert torch.equal(decoded(coded(places).to(dtype)), places)
+
+
+def test_where_the_method_comes_from(tmp_path, monkeypatch) -> None:
+    expected = FlowCut(target_num=9, history=0.7)
+    for named in ("flowcut(target_num=9,history=0.7)", {"method": "flowcut", "target_num": 9, "history": 0.7}):
+        assert method_for(SimpleNamespace(flowcut=named), str(tmp_path)) == expected
+    monkeypatch.setenv(VARIABLE, "flowcut(target_num=9,history=0.7)")
+    assert method_for(SimpleNamespace(), str(tmp_path)) == expected
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(FlowCutError, match="--hf-overrides"):
+        method_for(SimpleNamespace(), str(tmp_path))
+    with pytest.raises(FlowCutError, match="cannot be used"):
+        method_for(SimpleNamespace(flowcut="flowcat(target_num=9)"), str(tmp_path))
+    assert len({identity_of(FlowCut(target_num=one)) for one in (9, 8)}) == 2
+
+
+def test_the_command_of_an_engine(tmp_path) -> None:
+    save_checkpoint(tmp_path)
+    method = fitting_method(str(tmp_path), "flowcut_plus", 9)
+    command = command_of(str(tmp_path), method, ["--port", "80", "--hf-overrides", '{"a": 1}'])
+    overrides = json.loads(command[4])
+    assert command[:4] == ["vllm", "serve", str(tmp_path), "--hf-overrides"] and command[5:] == ["--port", "80"]
+    assert overrides["a"] == 1 and "mrope_section" in json.dumps(overrides)
+    assert overrides["flowcut"] == "flowcut_plus(target_num=9)"
+    compact = command_of(str(tmp_path), fitting_method(str(tmp_path), "flowcut", 9))
+    assert "mrope_section" not in compact[4]
+    with pytest.raises(FlowCutError, match="JSON object"):
+        command_of(str(tmp_path), method, ["--hf-overrides=7"])
+    for name in METHODS:
+        if METHODS[name].reads_text:
+            with pytest.raises(UnsupportedModelError, match="reads the question"):
+                fitting_method(str(tmp_path), name, 9)
