@@ -175,6 +175,9 @@ class SparseVLMPolicy(DecoderPolicy):
         scores = torch.zeros_like(view.image, dtype=torch.float32)
         kept, columns = [], {}
         for number, target in enumerate(view.targets):
+            if number not in self.images:  # in padding, where nothing rates it
+                kept.append(target)
+                continue
             one = self.images[number]
             kept.append(kept_at(cut, one.entered, target))
             if one.left > kept[-1]:
