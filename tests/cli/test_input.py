@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,12 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         assert (code, out) == (2, b"") and said.count(b"\n") == 1 and message in said, said
 
 
+def ours(said: bytes) -> str:
+    """What was printed, without what torch logs while torchao is imported."""
+    lines = said.decode().splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"W\d{4} .*torch/", line))
+
+
 def test_16_bits_are_told_in_one_yellow_line_and_large_pictures_in_none(tmp_path: Path, checkpoint: Path) -> None:
     values = (np.arange(90 * 90).reshape(90, 90) * 8).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
@@ -88,10 +95,10 @@ def test_16_bits_are_told_in_one_yellow_line_and_large_pictures_in_none(tmp_path
     code, out, said = typed("run", tmp_path / "deep.png", "what is shown?", *fast)
     assert code == 0 and out.startswith(b"{")
     warned = "has more than 8 bits: its own range, 0 to 64792, was brought to 0 to 255."
-    assert said.decode() == f"Warning: {tmp_path}/deep.png {warned}\n"
+    assert ours(said) == f"Warning: {tmp_path}/deep.png {warned}\n"
     Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
     code, out, said = typed("run", tmp_path / "large.png", "what is shown?", *fast)
-    assert (code, said) == (0, b"")
+    assert (code, ours(said)) == (0, "")
 
 
 def test_a_path_with_a_byte_that_is_not_utf_8_works(tmp_path: Path, picture: Path, checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from flowcut.tasks.rows import RowFile
 FOLDERS = sorted(path.parent for path in measured.FOLDER.glob("*/rows.jsonl.gz"))
 
 NOT_OF_ROWS = {
+    "| benchmark | question file | picture |": "lengths that LLaVA's scripts ask for",
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
     "| | kernels, one prompt |": "counted operations",
     "| exit status | what happened |": "exit statuses",

@@ -90,7 +90,7 @@ def test_adapters_saved_while_attached_load_on_a_plain_model(tmp_path: Path) -> 
 
 
 def test_adapters_train_over_weights_of_eight_bits() -> None:
-    quantization: Any = pytest.importorskip("torchao.quantization", reason="torchao is one of the development extras")
+    quantization: Any = pytest.importorskip("torchao.quantization", reason="pip install torchao, as .ci/run does")
     model, batch = new_model(), asked()
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig(version=2))
     weight = model.model.language_model.layers[0].self_attn.q_proj.weight
