@@ -70,7 +70,7 @@ def test_every_request_is_counted_once(server: str, tmp_path: Path) -> None:
         assert (told["answered"], told["failed"], told["prompt_tokens"]) == (10, 0, 80)
         assert sum(load.tokens) == 20 and told["requests_per_second"] > 0
     texts = [body["messages"][0]["content"][1]["text"] for body in Handler.asked]
-    assert len(texts) == len(set(texts)) == 2 * (3 + 2 * 5)
+    assert len(texts) == 2 * len(set(texts)) == 2 * (3 + 2 * 5)
     assert {body["messages"][0]["content"][0]["image_url"]["url"] for body in Handler.asked} == {
         data_url(path) for path in pictures
     }

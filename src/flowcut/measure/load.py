@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import re
 import threading
@@ -93,9 +92,9 @@ def measure_load(
 
     Args:
         servers: addresses such as ``http://localhost:8000``.
-        pictures: asked about one after the other, by turns.
-        question: asked about each; a number behind it tells the requests apart, so that no answer comes from a cache of
-            prompts. Pictures repeat, as they do for real servers.
+        pictures: asked about one after the other, the same for every server. Where there are fewer than requests, they
+            repeat, and servers with caches of prompts and pictures need not read them again.
+        question: asked about each, with the request's number behind it.
         clients: how many requests are in flight.
         requests: in every round.
         rounds: that are counted.
@@ -108,12 +107,13 @@ def measure_load(
     urls = [data_url(path) for path in pictures]
     models = [served_model(server) for server in servers]
     loads = [Load(server) for server in servers]
-    number = itertools.count()
+    asked = 0
     for turn in range(rounds + 1):
+        numbers = range(asked, asked + (requests if turn else clients))
+        asked = numbers.stop
         for load, model in zip(loads, models, strict=True):
             bodies = [
-                body_of(model, urls[index % len(urls)], f"{question} ({next(number)})", max_tokens)
-                for index in range(requests if turn else clients)
+                body_of(model, urls[number % len(urls)], f"{question} ({number})", max_tokens) for number in numbers
             ]
             into = load if turn else Load(load.server)
             run_round(into, bodies, clients, advance)
