@@ -54,7 +54,7 @@ def test_no_source_file_asks_for_foreign_code_or_unpickles() -> None:
             if loads and file.is_relative_to(ROOT / "src"):
                 assert constants.get("trust_remote_code") is False, where
                 loading.add(file.name)
-    assert loading == {"llava.py", "loading.py", "mini.py"}
+    assert loading == {"launch.py", "llava.py", "loading.py", "mini.py"}
 
 
 CODE = """
