@@ -16,10 +16,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from flowcut.models import REFUSED, find_parts
+from flowcut.models import NEWER, REFUSED, find_parts
 from flowcut.models.classes import ClassSupport
 from flowcut.stages.sequence.handing import handed_to
 
@@ -216,8 +217,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 def named(model_type: str) -> Any:
     """A parameter of a test that is skipped by name where the installed transformers has no such class."""
-    missing = f"transformers {transformers.__version__} has no {model_type}"
-    return pytest.param(model_type, marks=pytest.mark.skipif(model_type not in CLASSES, reason=missing))
+    missing = f"transformers {transformers.__version__} has no {model_type}, or not the one that is supported"
+    return pytest.param(model_type, marks=pytest.mark.skipif(not installed(model_type), reason=missing))
+
+
+def installed(model_type: str) -> bool:
+    """Whether the installed transformers has the class, in a release with which it is supported."""
+    class_name = CLASSES.get(model_type)
+    needed = NEWER.get(class_name or "", "0")
+    return class_name is not None and Version(transformers.__version__) >= Version(needed)
 
 
 def shrunk(config: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
@@ -403,6 +411,12 @@ def strip_of_patches(model: Any, images: int, seed: int) -> dict[str, Tensor]:
     return {"pixel_values": pictures(1, PATCH, PATCH * total, seed), "target_sizes": shapes}
 
 
+def named_as_images(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Pictures of one size, by the name that older releases give them."""
+    new = Version(transformers.__version__) >= Version("5.23")
+    return {"pixel_values" if new else "pixel_values_images": pictures(images, SIZE, SIZE, seed)}
+
+
 PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
     "deepseek_vl_hybrid": two_resolutions,
     "gemma4": placed_patches,
@@ -421,6 +435,7 @@ PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
     "minicpmv4_7": strip_of_patches,
     "paddleocr_vl": square_patches,
     "video_llama_3": with_merge_sizes,
+    "video_llava": named_as_images,
 }
 """How a class takes pictures, where its arguments do not tell."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from flowcut.cli import app
 from flowcut.measure import subjects
 from flowcut.measure.bench import Bench
 from flowcut.measure.cases import PHASES, Case, cases_of, uncut_of
-from flowcut.measure.peak import PeakMemory
 from flowcut.measure.real_sizes import Subject
 from flowcut.measure.subjects import processor_name
 from flowcut.models import find_parts
@@ -90,12 +91,22 @@ def test_a_fixed_schedule_is_measured_compiled_as_well() -> None:
     torch.compiler.reset()
 
 
+PEAK = """
+import torch
+from flowcut.measure.peak import PeakMemory
+
+with PeakMemory(torch.device("cpu")) as peak:
+    torch.ones(64, 1024, 1024)
+print(peak.bytes)
+"""
+
+
 def test_peak_memory_sees_what_a_block_takes() -> None:
-    with PeakMemory(torch.device("cpu")) as peak:
-        torch.ones(64, 1024, 1024)
-    if peak.bytes is None:
+    # In a process of its own: this one may have given memory back to Linux by halves.
+    told = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout.strip()
+    if told == "None":
         pytest.skip("this system does not tell a process's peak")
-    assert peak.bytes > 200 * 2**20
+    assert int(told) > 200 * 2**20
 
 
 def test_the_processor_has_a_name(tmp_path: Path) -> None:

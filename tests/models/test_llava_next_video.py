@@ -11,6 +11,8 @@ import torch
 
 from flowcut import DivPrune, FlowCut, Method, UnsupportedModelError, VisionZip, attach
 
+pytestmark = pytest.mark.skipif(not tiny_classes.installed("llava_next_video"), reason="needs a newer transformers")
+
 FRAMES, TOKENS = 2, 9
 BUDGET = 4
 

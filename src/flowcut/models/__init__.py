@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from ..errors import UnsupportedModelError
@@ -16,7 +18,7 @@ from .llava_onevision import LlavaOnevision
 from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
 from .qwen3_vl import Qwen3VL, Qwen3VLMoe
-from .refused import REFUSED
+from .refused import NEWER, REFUSED
 from .video_llava import VideoLlava
 
 FAMILIES: tuple[ModelFamily, ...] = (
@@ -40,6 +42,7 @@ GENERAL = General()
 __all__ = [
     "FAMILIES",
     "GENERAL",
+    "NEWER",
     "REFUSED",
     "FeatureChoice",
     "ModelFamily",
@@ -66,6 +69,12 @@ def find_parts(model: nn.Module) -> tuple[ModelFamily, ModelParts]:
         reason = REFUSED[type(model).__name__]
         raise UnsupportedModelError(
             f"{type(model).__name__} is not supported: {reason}. Supported: {supported_classes()}."
+        )
+    needed = NEWER.get(type(model).__name__)
+    if needed is not None and Version(transformers.__version__) < Version(needed):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is supported with transformers {needed} and newer; {transformers.__version__} is "
+            "installed, whose class answers differently when it is cut."
         )
     found = [
         (family, path, module)

@@ -1,4 +1,4 @@
-"""The image-text-to-text classes of transformers that cannot be supported, and why: what there is to cut, and where."""
+"""The image-text-to-text classes of transformers that cannot be supported, and why, or not with every release of it."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ REFUSED: dict[str, str] = {
     "VisionEncoderDecoderModel": _ENCODER,
 }
 """The reason by the name of the class."""
+
+_TESTED = "5.24"
+
+NEWER: dict[str, str] = dict.fromkeys(
+    (
+        "Cosmos3EdgeForConditionalGeneration",
+        "LlavaNextVideoForConditionalGeneration",
+        "MiniCPMV4_6ForConditionalGeneration",
+        "MiniMaxM3SparseForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+    ),
+    _TESTED,
+)
+"""Classes that work with this release of transformers, and gave other answers, or none, with an older one (5.18)."""
