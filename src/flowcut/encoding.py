@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from .attaching import fitting_parts
 from .methods import Method
+from .models.base import MODALITY
 from .models.towers import side
 from .stages.projector.encoder import check_encoder
 from .stages.projector.planned import planned_tokens
@@ -37,12 +38,7 @@ def tokens_for(
         ValueError: the number depends on the picture's content or on a processor that was not given; the message says
             which; or the budget does not fit.
     """
-    model = model_or_config
-    if isinstance(model_or_config, PreTrainedConfig):
-        factory: Any = AutoModelForImageTextToText
-        with torch.device("meta"):
-            model = factory.from_config(model_or_config)
-    assert isinstance(model, nn.Module)
+    model = skeleton_of(model_or_config) if isinstance(model_or_config, PreTrainedConfig) else model_or_config
     family, parts = fitting_parts(model, method)
     check_encoder(method, parts.second_cut)
     config: Any = parts.tower.config
@@ -65,8 +61,16 @@ def tokens_for(
             )
         rows = asked[1]
     patches = side(config.image_size) // parts.tower.patch_size
-    options = {"image_sizes": torch.tensor([image_size]), "modality": "image"}
+    options = {"image_sizes": torch.tensor([image_size]), MODALITY: "image"}
     return sum(planned_tokens(family, parts, method, rows, (patches, patches), options))
+
+
+def skeleton_of(config: PreTrainedConfig) -> nn.Module:
+    """The model of a config without weights, on the meta device."""
+    factory: Any = AutoModelForImageTextToText
+    with torch.device("meta"):
+        model: nn.Module = factory.from_config(config)
+    return model
 
 
 def asked_of(processor: Any, image_size: tuple[int, int]) -> tuple[int, int] | None:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flowcut import FlowCut, FlowCutError, UnsupportedModelError
+from flowcut import FlowCut, FlowCutError, UnsupportedModelError, make_method
 from flowcut.methods import METHODS
 from flowcut.serving.choice import VARIABLE, identity_of, method_for
-from flowcut.serving.launch import command_of, fitting_method, server
+from flowcut.serving.launch import command_of, server
 from flowcut.serving.placeholders import coded, decoded, in_parts, moved, per_picture, shortened, uncut_places
 
 from tiny_checkpoint import save_checkpoint  # isort: skip
@@ -72,19 +72,19 @@ def test_where_the_method_comes_from(tmp_path, monkeypatch) -> None:
 
 def test_the_command_of_an_engine(tmp_path) -> None:
     save_checkpoint(tmp_path)
-    method = fitting_method(str(tmp_path), "flowcut_plus", 9)
-    command = command_of(str(tmp_path), method, ["--port", "80", "--hf-overrides", '{"a": 1}'])
+    path = str(tmp_path)
+    given = {"a": 1, "text_config": {"max_position_embeddings": 99}}
+    method = make_method("flowcut_plus", 9)
+    command = command_of(path, method, ["--port", "80", "--hf-overrides", json.dumps(given)])
     overrides = json.loads(command[-3])
-    assert (
-        command[:-4] == server(str(tmp_path)) and command[-4] == "--hf-overrides" and command[-2:] == ["--port", "80"]
-    )
-    assert overrides["a"] == 1 and "mrope_section" in json.dumps(overrides)
+    assert command[:-4] == server(path) and command[-4] == "--hf-overrides" and command[-2:] == ["--port", "80"]
+    assert overrides["a"] == 1 and overrides["text_config"]["max_position_embeddings"] == 99
+    assert "mrope_section" in json.dumps(overrides)
     assert overrides["flowcut"] == "flowcut_plus(target_num=9)"
-    compact = command_of(str(tmp_path), fitting_method(str(tmp_path), "flowcut", 9))
-    assert "mrope_section" not in compact[-1]
+    assert "mrope_section" not in command_of(path, make_method("flowcut", 9))[-1]
     with pytest.raises(FlowCutError, match="JSON object"):
-        command_of(str(tmp_path), method, ["--hf-overrides=7"])
+        command_of(path, method, ["--hf-overrides=7"])
     for name in METHODS:
         if METHODS[name].reads_text:
             with pytest.raises(UnsupportedModelError, match="reads the question"):
-                fitting_method(str(tmp_path), name, 9)
+                command_of(path, make_method(name, 9))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .selection import in_order
+
 NOTHING_NEW = 1e-6
 """Added to what a token covers anew, as a share of all: where everything is covered, quality decides."""
 
@@ -63,8 +65,4 @@ def largest_coverage(
         order.append(best)
         rest = rest.scatter(1, best, float("-inf"))
         covered = torch.maximum(covered, similarity.gather(1, best[..., None].expand(-1, -1, tokens)))
-    index = torch.cat(order, dim=1)
-    if min(counts) == steps:
-        return index.sort(dim=1).values
-    real = torch.arange(steps, device=index.device) < torch.tensor(list(counts), device=index.device)[:, None]
-    return index.masked_fill(~real, tokens).sort(dim=1).values.masked_fill(~real, 0)
+    return in_order(torch.cat(order, dim=1), counts, tokens)

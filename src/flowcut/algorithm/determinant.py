@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .selection import in_order
+
 RIDGE = 1e-3
 """Added to every token's similarity to itself: beyond the kernel's rank, where determinants are 0, quality decides."""
 
@@ -72,8 +74,4 @@ def largest_determinant(
         row = torch.matmul(known, taken.mT)[..., 0] * most.clamp(min=1e-12).rsqrt()
         known[..., width + step] = row
         gain = gain.addcmul(row, row, value=-1.0).scatter_(1, best, float("-inf"))
-    index = torch.cat(order, dim=1)
-    if min(counts) == steps:
-        return index.sort(dim=1).values
-    real = torch.arange(steps, device=index.device) < torch.tensor(list(counts), device=index.device)[:, None]
-    return index.masked_fill(~real, tokens).sort(dim=1).values.masked_fill(~real, 0)
+    return in_order(torch.cat(order, dim=1), counts, tokens)

@@ -26,13 +26,20 @@ def top_in_order(scores: Tensor, counts: Sequence[int], valid: Tensor | None = N
     width = max(counts)
     if valid is not None:
         scores = scores.masked_fill(~valid, float("-inf"))
-    best = scores.topk(width, dim=-1).indices
+    return in_order(scores.topk(width, dim=-1).indices, counts, scores.shape[-1])
+
+
+def in_order(best: Tensor, counts: Sequence[int], tokens: int) -> Tensor:
+    """The first ``counts[b]`` entries of every row of ``best`` ``[B, K]``, positions among ``tokens``, ascending.
+
+    Returns:
+        ``[B, K]``, filled up with 0 where a row keeps fewer.
+    """
+    width = best.shape[1]
     if min(counts) == width:
         return best.sort(dim=-1).values
-    real = counts_mask(counts, width, scores.device)
-    beyond = scores.shape[-1]
-    ordered = best.masked_fill(~real, beyond).sort(dim=-1).values
-    return ordered.masked_fill(~real, 0)
+    real = counts_mask(counts, width, best.device)
+    return best.masked_fill(~real, tokens).sort(dim=-1).values.masked_fill(~real, 0)
 
 
 def counts_mask(counts: Sequence[int], width: int, device: torch.device | None = None) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from ..encoding import skeleton_of
 from ..errors import UnsupportedModelError
 from ..models import REFUSED, ModelParts, find_parts
 from ..models.decoders import sees
@@ -76,11 +75,7 @@ def inspect_config(settings: dict[str, Any]) -> Inspection:
         )
     if class_name in REFUSED:
         raise UnsupportedModelError(f"{class_name} is not supported: {REFUSED[class_name]}.")
-    config = CONFIG_MAPPING[model_type].from_dict(settings)
-    loader: Any = AutoModelForImageTextToText
-    with torch.device("meta"):
-        model = loader.from_config(config)
-    _, parts = find_parts(model)
+    _, parts = find_parts(skeleton_of(CONFIG_MAPPING[model_type].from_dict(settings)))
     return Inspection(
         model_type=model_type,
         class_name=class_name,

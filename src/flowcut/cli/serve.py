@@ -10,7 +10,19 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from .options import DEFAULT_MODEL, DEFAULT_TARGET, prepare_mini, printable, quiet_libraries, recalled, user_errors
+from .options import (
+    DEFAULT_MODEL,
+    DEFAULT_TARGET,
+    prepare_mini,
+    printable,
+    quiet_libraries,
+    recalled,
+    user_errors,
+    warn_of_budget,
+)
+from .run import chosen_method
+
+DEFAULT_METHOD = "flowcut_plus"
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 """What follows is vLLM's."""
@@ -52,11 +64,14 @@ def serve_command(
             prepare_mini(errors)
         with quiet_libraries(errors), errors.status("Checking ..."):
             from ..checkpoints.mini import MINI, mini_folder
-            from ..serving.launch import command_of, fitting_method
+            from ..serving.launch import command_of
 
             memory = recalled(model, errors)
             path = str(mini_folder()) if model == MINI else model
-            chosen = fitting_method(path, method, target_num, retain_ratio, memory)
+            if method is None and memory is None:
+                method = DEFAULT_METHOD
+            chosen = chosen_method(method, [], target_num, retain_ratio, memory)
+            warn_of_budget(memory, [chosen], errors)
             command = command_of(path, chosen, context.args)
         if show:
             Console(soft_wrap=True).print(printable(json.dumps(command)))

@@ -5,102 +5,73 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from ..attaching import fitting_parts
 from ..checkpoints.loading import check_family, read_config
-from ..checkpoints.memory import Memory
+from ..encoding import skeleton_of
 from ..errors import FlowCutError
-from ..methods import METHODS, Method
-from ..methods.naming import describe, read_expression
+from ..methods import Method
+from ..methods.naming import describe
 from ..models import find_parts
 from ..stages.projector.encoder import check_encoder
 from . import ARCHITECTURE
 from .choice import ASK_FOR_POSITIONS, FIELD
 
 OVERRIDES = "--hf-overrides"
-DEFAULT = "flowcut_plus"
-DEFAULT_TARGET = 64
-
-
-def fitting_method(
-    path: str,
-    expression: str | None,
-    target_num: int | None = None,
-    retain_ratio: float | None = None,
-    memory: Memory | None = None,
-) -> Method:
-    """The method an engine shall work with, if it can work with it; no weights are read.
-
-    Args:
-        path: a folder or a hub id.
-        expression: a method as text; ``None`` for that of ``memory``, else FlowCut+.
-        target_num, retain_ratio: the budget; where neither is given, that of ``memory``, else 64 tokens.
-        memory: what the checkpoint was trained with.
-
-    Raises:
-        UnsupportedModelError, ValueError: model and method don't fit, or the method needs text or the language model.
-    """
-    if expression is None:
-        expression = DEFAULT if memory is None else describe(memory.method)
-    chosen = read_expression(expression, METHODS)
-    if target_num is None and retain_ratio is None and not chosen.has_budget:
-        target_num = DEFAULT_TARGET if memory is None else memory.method.target_num
-        retain_ratio = None if memory is None else memory.method.retain_ratio
-    method = chosen.build(target_num, retain_ratio)
-    skeleton = skeleton_of(path)
-    _, parts = find_parts(skeleton)
-    if "decoder_layer" in vars(method) and method.decoder_layers(parts.second_cut):
-        # The second cut lies in the engine's language model; without it the tower cuts to the budget itself.
-        method = chosen.with_settings(["decoder_layer=none"]).build(target_num, retain_ratio)
-    fitting_parts(skeleton, method)
-    check_encoder(method, parts.second_cut)
-    return method
-
-
-def skeleton_of(path: str) -> Any:
-    """A checkpoint's model without weights.
-
-    Raises:
-        UnsupportedModelError: flowcut does not know it.
-    """
-    check_family(path, read_config(path))
-    factory: Any = AutoModelForImageTextToText
-    with torch.device("meta"):
-        return factory.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 def command_of(path: str, method: Method, more: Sequence[str] = ()) -> list[str]:
-    """vLLM's command.
+    """vLLM's command; model and method are checked first, and no weights are read.
 
     Args:
-        path: the checkpoint.
-        method: what to cut with.
+        path: the checkpoint, a folder or a hub id.
+        method: what to cut with. A second cut inside the language model is left out, as that is the engine's: the tower
+            then cuts to the budget itself.
         more: further arguments of vLLM's; overrides among them are kept.
 
     Raises:
-        FlowCutError: the overrides among them are no JSON object.
+        UnsupportedModelError, ValueError: model and method don't fit, or the method needs text or the language model.
+        FlowCutError: the overrides among ``more`` are no JSON object.
     """
     rest = list(more)
-    overrides: dict[str, Any] = {}
-    for place, one in enumerate(rest):
-        name, equals, value = one.partition("=")
-        if name != OVERRIDES:
-            continue
-        text = value if equals else "".join(rest[place + 1 : place + 2])
-        overrides = parsed(text)
-        del rest[place : place + (1 if equals else 2)]
-        break
+    overrides = taken_overrides(rest)
+    check_family(path, read_config(path))
+    skeleton = skeleton_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    _, parts = find_parts(skeleton)
+    if "decoder_layer" in vars(method) and method.decoder_layers(parts.second_cut):
+        method = replace(method, decoder_layer=None)
+    fitting_parts(skeleton, method)
+    check_encoder(method, parts.second_cut)
     ours: dict[str, Any] = {"architectures": [ARCHITECTURE], FIELD: describe(method, budget=True)}
-    _, parts = find_parts(skeleton_of(path))
     if method.positions == "original" and not parts.grid_positions:
         ours |= ASK_FOR_POSITIONS
-    return [*server(path), OVERRIDES, json.dumps({**overrides, **ours}), *rest]
+    return [*server(path), OVERRIDES, json.dumps(merged(overrides, ours)), *rest]
+
+
+def taken_overrides(arguments: list[str]) -> dict[str, Any]:
+    """A user's overrides, taken out of vLLM's arguments."""
+    for place, one in enumerate(arguments):
+        name, equals, value = one.partition("=")
+        if name == OVERRIDES:
+            text = value if equals else "".join(arguments[place + 1 : place + 2])
+            del arguments[place : place + (1 if equals else 2)]
+            return parsed(text)
+    return {}
+
+
+def merged(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Both, ours on top; entries of a nested config stay beside ours."""
+    both = {**given, **ours}
+    for name in given.keys() & ours.keys():
+        if isinstance(given[name], dict) and isinstance(ours[name], dict):
+            both[name] = merged(given[name], ours[name])
+    return both
 
 
 def server(path: str) -> list[str]:

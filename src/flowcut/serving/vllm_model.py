@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BatchFeature
+from transformers import BatchFeature
 from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
 from vllm.model_executor.models.transformers import (
     MultiModalDummyInputsBuilder,
@@ -25,7 +25,7 @@ from vllm.multimodal.parse import ImageProcessorItems, ImageSize
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..attaching import attach_encoder
-from ..encoding import tokens_for
+from ..encoding import skeleton_of, tokens_for
 from ..errors import FlowCutError, UnsupportedModelError
 from ..methods import Method
 from ..models import find_parts
@@ -50,10 +50,9 @@ class CutProcessingInfo(MultiModalProcessingInfo):
     @cached_property
     def skeleton(self) -> Any:
         """The model without its weights, by which tokens are counted."""
-        factory: Any = AutoModelForImageTextToText
         # In the engine's own process vLLM has made classes of transformers its own, which ask for its config.
-        with torch.device("meta"), set_current_vllm_config(VllmConfig(model_config=self.ctx.model_config)):
-            return factory.from_config(copy.deepcopy(self.get_hf_config()))
+        with set_current_vllm_config(VllmConfig(model_config=self.ctx.model_config)):
+            return skeleton_of(copy.deepcopy(self.get_hf_config()))
 
     @cached_property
     def count(self) -> Any:
