@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import zoo
 
 from flowcut import FlowCut, FlowCutError, UnsupportedModelError, make_method
 from flowcut.methods import METHODS
@@ -88,3 +89,10 @@ def test_the_command_of_an_engine(tmp_path) -> None:
         if METHODS[name].reads_text:
             with pytest.raises(UnsupportedModelError, match="reads the question"):
                 command_of(path, make_method(name, 9))
+
+
+def test_a_second_cut_is_left_to_no_one(tmp_path) -> None:
+    model = zoo.case("llava_next").model
+    model.save_pretrained(tmp_path)
+    command = command_of(str(tmp_path), make_method("flowcut(history=0.7)", 9))
+    assert json.loads(command[-1])["flowcut"] == "flowcut(history=0.7,decoder_layer=none,target_num=9)"

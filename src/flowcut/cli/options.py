@@ -41,6 +41,10 @@ DtypeOption = Annotated[
         show_default=False,
     ),
 ]
+RetainOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="The same as a share of the image's tokens, in (0, 1].", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

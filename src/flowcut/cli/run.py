@@ -19,6 +19,7 @@ from .options import (
     ModelOption,
     QuestionArgument,
     RepeatsOption,
+    RetainOption,
     RunOptions,
     TokensOption,
     opened_model,
@@ -83,10 +84,7 @@ def run_command(
             show_default=False,
         ),
     ] = None,
-    retain_ratio: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="The same as a share of the image's tokens, in (0, 1].", show_default=False),
-    ] = None,
+    retain_ratio: RetainOption = None,
     overlay: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw what was cut, layer by layer, into this picture.", show_default=False),

@@ -13,6 +13,7 @@ from rich.console import Console
 from .options import (
     DEFAULT_MODEL,
     DEFAULT_TARGET,
+    RetainOption,
     prepare_mini,
     printable,
     quiet_libraries,
@@ -48,10 +49,7 @@ def serve_command(
             show_default=False,
         ),
     ] = None,
-    retain_ratio: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="The same as a share of the image's tokens, in (0, 1].", show_default=False),
-    ] = None,
+    retain_ratio: RetainOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print vLLM's command instead of running it.")] = False,
 ) -> None:
     """Serve a model with vLLM, its visual tokens cut: an OpenAI-compatible server.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -45,7 +45,9 @@ def command_of(path: str, method: Method, more: Sequence[str] = ()) -> list[str]
     skeleton = skeleton_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
     _, parts = find_parts(skeleton)
     if "decoder_layer" in vars(method) and method.decoder_layers(parts.second_cut):
-        method = replace(method, decoder_layer=None)
+        settings = {field.name: getattr(method, field.name) for field in fields(method)}
+        settings["decoder_layer"] = None
+        method = type(method)(**settings)
     fitting_parts(skeleton, method)
     check_encoder(method, parts.second_cut)
     ours: dict[str, Any] = {"architectures": [ARCHITECTURE], FIELD: describe(method, budget=True)}
