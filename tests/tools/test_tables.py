@@ -18,6 +18,7 @@ from flowcut.tasks.rows import RowFile
 FOLDERS = sorted(path.parent for path in measured.FOLDER.glob("*/rows.jsonl.gz"))
 
 NOT_OF_ROWS = {
+    "| | prompt tokens | requests per second |": "load of flowcut bench --server",
     "| trained | faster | FLOPs | arrives |": "seconds of benchmarks/training.py",
     "| benchmark | question file | picture |": "lengths that LLaVA's scripts ask for",
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
