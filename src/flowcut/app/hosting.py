@@ -1,0 +1,80 @@
+"""The page on a port of this machine, by itself: no request leaves it, nothing stays on its disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+CLOSED = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob:; "
+    "worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
+)
+"""What the browser may load: from this server alone."""
+
+MEMORY = Path("/dev/shm")
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where uploads lie until they have been read: in memory where the system has such a folder."""
+    in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+    return tempfile.TemporaryDirectory(prefix="flowcut-app-", dir=MEMORY if in_memory else None)
+
+
+def serve_page(build: Callable[[], Any], host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve a page until the program is ended.
+
+    Args:
+        build: makes the ``gradio.Blocks``; called when Gradio has been told to keep to itself.
+        host, port: where.
+        ready: told the page's address when it can be opened.
+    """
+    with scratch_folder() as scratch:
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": scratch,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI, Request, Response
+
+        from .page import STYLE
+        from .uploads import MEGABYTES
+
+        app = FastAPI(openapi_url=None)
+
+        @app.middleware("http")
+        async def keep_to_itself(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+            response = await go_on(request)
+            response.headers["Content-Security-Policy"] = CLOSED
+            response.headers["X-Content-Type-Options"] = "nosniff"
+            response.headers["Referrer-Policy"] = "no-referrer"
+            return response
+
+        fonts = ("system-ui", "sans-serif")
+        theme = gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
+        mounted = gr.mount_gradio_app(
+            app,
+            build(),
+            path="/",
+            max_file_size=MEGABYTES * 2**20,
+            show_error=True,
+            footer_links=[],
+            theme=theme,
+            css=STYLE,
+            ssr_mode=False,
+        )
+        server = uvicorn.Server(uvicorn.Config(mounted, host=host, port=port, log_level="warning"))
+        started = server.startup
+
+        async def startup(*arguments: Any, **options: Any) -> None:
+            await started(*arguments, **options)
+            if server.started:
+                ready(f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}")
+
+        server.startup = startup  # type: ignore[method-assign]
+        server.run()
