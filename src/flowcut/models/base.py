@@ -31,6 +31,8 @@ class Packing:
             then sees what is left at its uncut place, among zeros. ``merger`` is not watched.
         arrange: given the grids, the patch at every place of the sequence, int64 ``[patches]``, that brings the patches
             of each group together; ``None`` where they are.
+        rows: for a tower that takes images as rows of a batch, filled up to one length: given its positional and
+            keyword arguments, int64 ``[patches]``, where the patches of every image stand in the rows laid end to end.
     """
 
     merger: nn.Module
@@ -43,6 +45,7 @@ class Packing:
     read: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
     restores: bool = False
     arrange: Callable[[Tensor], Tensor | None] | None = None
+    rows: Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

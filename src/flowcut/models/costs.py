@@ -11,8 +11,9 @@
 * a tower's pooling head (SigLIP, ViT), which runs whether or not the model reads it: see :func:`pooler_cost`;
 * a vision tower that is not taken apart, with its projector: counted by torch, see ``stages/tower/whole.py``.
 
-Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, the language model's
-head and the scoring itself (the global token's row, below 0.1%) are not counted either.
+Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, resized
+position embeddings, the language model's head and the scoring itself (the global token's row, below 0.1%) are not
+counted either.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from .costs import linear_flops
 from .decoders import decoder_layers_of, injection_of, why_decoder_stays_whole
 from .packed_towers import find_packed_tower
 from .readings import READINGS, Reading, layers_read, squared_layout
+from .refused import WHOLE
 from .towers import LAYOUTS, find_tower
 
 PLACEHOLDERS = ("image_token_id", "image_token_index")
@@ -34,6 +35,7 @@ PROJECTORS = (
     "vision_projection",
     "projector",
     "visual_embeddings_table",
+    "embed_vision",
 )
 """Names of the module that maps a tower's features into the language model."""
 
@@ -82,14 +84,12 @@ class General(ModelFamily):
         if reading is not None and encoder.config.model_type in LAYOUTS:
             tower, projector = find_tower(encoder.get_submodule(reading.inside)), projector_of(base)
         else:
-            merge = MERGES.get(type(base).__name__) or int(getattr(model.config, "spatial_merge_size", 1))
-            tower, projector = find_packed_tower(encoder, merge) or (whole_tower(encoder), nn.Identity())
+            tower, projector = find_packed_tower(encoder, merge_of(base)) or (whole_tower(encoder), nn.Identity())
             if tower.packing is not None and tower.packing.restores:
                 projector = projector_of(base)
         if not tower.layers:
-            refusals["tower"] = (
-                f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
-            )
+            unknown = f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
+            refusals["tower"] = WHOLE.get(type(base).__name__, unknown)
         reason = why_decoder_stays_whole(decoder) or masked_by_types(base)
         if reason:
             refusals["decoder"] = reason
@@ -147,6 +147,16 @@ class General(ModelFamily):
         if square == 1:
             return super().layouts(parts, choice, images, grid, options)
         return [squared_layout(grid, square)] * images
+
+
+def merge_of(base: Any) -> int:
+    """Side of the squares of patches that become one token, where they are joined outside the tower."""
+    kind = type(base).__name__
+    if kind == "Gemma4Model":
+        return int(base.config.vision_config.pooling_kernel_size)
+    if kind == "Lfm2VlModel":
+        return int(base.config.downsample_factor)
+    return MERGES.get(kind) or int(getattr(base.config, "spatial_merge_size", 1))
 
 
 def projector_of(base: nn.Module) -> nn.Module:
