@@ -152,6 +152,7 @@ def engine(folder: Path, method: Any, **options: Any) -> Iterator[Any]:
         dtype="float32",
         max_model_len=1024,
         max_num_seqs=8,
+        kv_cache_memory_bytes=2**27,
         limit_mm_per_prompt={"image": 2},
         logprobs_mode="processed_logprobs",
         seed=0,
