@@ -11,8 +11,7 @@ import pytest
 import tiny
 import tiny_checkpoint
 import torch
-import yaml
-from safetensors.torch import load_file
+from toy_runs import config_of, make_place, weights
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -21,7 +20,6 @@ from flowcut import FlowCut
 from flowcut.attaching import handle_of
 from flowcut.checkpoints.memory import read_memory
 from flowcut.cli import app
-from flowcut.training.reading import read_config
 from flowcut.training.run import train
 from flowcut.training.trainer import CutTrainer
 
@@ -30,44 +28,7 @@ pytest.importorskip("peft", reason="PEFT is one of the development extras")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint, pictures and twelve samples, every third without a picture."""
-    folder = tmp_path_factory.mktemp("training")
-    tiny_checkpoint.save_checkpoint(folder / "model")
-    rows = []
-    for number in range(12):
-        asked = " ".join(f"word{number + step}" for step in range(1 + number % 4))
-        row: dict[str, Any] = {"id": str(number)}
-        if number % 3:
-            tiny_checkpoint.save_picture(folder / f"{number}.png", 100 + number, 90)
-            row["image"], asked = f"{number}.png", f"<image>\n{asked}"
-        answer = f"word{30 + number}"
-        row["conversations"] = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
-        rows.append(row)
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return folder
-
-
-def config_of(place: Path, name: str, **changes: Any) -> Any:
-    """A configuration; nested keys are added to the usual ones."""
-    told: dict[str, Any] = {
-        "model": str(place / "model"),
-        "output": str(place / name),
-        "method": "flowcut(target_num=9)",
-        "data": {"train": str(place / "rows.json")},
-        "tune": {"rank": 2, "dropout": 0.1},
-        "optimize": {"steps": 5, "batch": 2, "accumulate": 2, "rate": 1e-2},
-        "report": {"log_every": 1, "save_every": 2},
-    }
-    for key, value in changes.items():
-        told[key] = {**told.get(key, {}), **value} if isinstance(value, dict) else value
-    path = place / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(told))
-    return read_config(path)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+    return make_place(tmp_path_factory.mktemp("training"))
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
