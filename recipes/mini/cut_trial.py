@@ -18,10 +18,10 @@ from .cut import Going, ask_cut, name_of, time_cut, train_cut
 from .workspace import Workspace
 
 BEFORE = "before"
-QUARTERS = 4
+PARTS = 2
 """Weights are kept, and asked, so many times in a stage."""
 
-TIMED = 8
+TIMED = 4
 """Updates of each that are timed."""
 
 
@@ -66,7 +66,7 @@ def run_cut(
         asked(method, start_from, BEFORE, 0)
     logs = {}
     for method in methods:
-        name, every = name_of(method), max(1, dialogues // QUARTERS)
+        name, every = name_of(method), max(1, dialogues // PARTS)
         if method is None:
             asked(None, start_from, BEFORE, 0)
         folder = train_cut(

@@ -147,6 +147,31 @@ def test_tensorboard_that_is_not_installed_is_told(place: Path, monkeypatch: pyt
         train(config_of(place, "board", report={"tensorboard": True}), cpu=True)
 
 
+def test_tensorboard_gets_what_the_log_has(place: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not one of the development extras")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = {"tensorboard": True, "log_every": 1}
+    train(config_of(place, "told", optimize={"steps": 2}, report=report), cpu=True)
+    (file,) = (place / "told").glob("**/events.out.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    rows = list(csv.DictReader((place / "told" / "log.csv").open()))
+    for column, name in (("loss", "train/loss"), ("visual_tokens_saved", "train/visual_tokens_saved")):
+        written = [event.value for event in events.Scalars(name)]
+        assert written == pytest.approx([float(row[column]) for row in rows if row[column]], rel=1e-3)
+
+
+def test_a_picture_that_breaks_in_another_process_is_counted(place: Path) -> None:
+    (place / "broken.png").write_bytes((place / "1.png").read_bytes()[:300])
+    rows = json.loads((place / "rows.json").read_text())
+    (place / "broken.json").write_text(json.dumps([{**rows[1], "image": "broken.png"}, *rows]))
+    data = {"train": str(place / "broken.json")}
+    train(config_of(place, "workers", data=data, optimize={"steps": 4, "workers": 1}), cpu=True)
+    logged = list(csv.DictReader((place / "workers" / "log.csv").open()))
+    assert [row["bad_samples"] for row in logged][-1] == "1"
+
+
 def test_a_checkpoint_is_trained_on_with_the_method_it_remembers(place: Path) -> None:
     train(config_of(place, "first", optimize={"steps": 2}), cpu=True)
     config = config_of(place, "second", model=str(place / "first"), method=None, optimize={"steps": 1})
