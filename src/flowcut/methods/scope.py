@@ -81,14 +81,13 @@ def salient_cover(features: Tensor, saliency: Tensor, tokens: int) -> Tensor:
         tokens: how many.
     """
     normed = unit(features)
-    similarity = normed @ normed.T
-    covered = torch.zeros(len(features), device=features.device)
-    chosen: list[Tensor] = []
+    # What every token would cover anew of every other: at first its similarity to it.
+    new = (normed @ normed.T).relu_()
     spent = torch.zeros(len(features), device=features.device)
+    chosen: list[Tensor] = []
     for _ in range(tokens):
-        added = (similarity - covered).clamp_(min=0.0).sum(dim=1)
-        best = torch.addcmul(spent, added, saliency).argmax(dim=0, keepdim=True)
+        best = torch.addcmul(spent, new.sum(dim=1), saliency).argmax(dim=0, keepdim=True)
         chosen.append(best)
-        spent = spent.index_fill_(0, best, float("-inf"))
-        covered = torch.maximum(covered, similarity.index_select(0, best)[0])
+        spent.index_fill_(0, best, float("-inf"))
+        new.sub_(new.index_select(0, best)).relu_()
     return torch.cat(chosen).sort().values
