@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from dataclasses import dataclass
 from html import escape
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from ..inputs.clips import Clip
 from ..methods.naming import describe
 from ..trace import ImageTrace
-from ..view.comparison import shortened
 from ..view.filmstrip import seen_frames
 from ..view.overlay import Panel, Pixels, draw_panels, kept_grid, seen_pixels
 from .answering import Answered, Answers, Desk, Visual
+
+ANSWER_CHARACTERS = 16
+"""Of an answer above a panel."""
 
 PREVIEW = 420
 """Longest side of the preview, in pixels."""
@@ -89,9 +92,15 @@ def draw_grid(pixels: list[Pixels], answers: Answers) -> str:
             left = kept_grid(one.at_the_end, one.image.grid)
             if len(pixels) > 1:
                 left = _alive(one.at_the_end, one.image.grid)[0]
-            panels.append((f"{name_of(one)}: {shortened(one.outcome.answer)}", left))
+            name = "" if one.method is None else one.method.name
+            panels.append((f"{name} · {len(one.at_the_end)}: {shortened(one.outcome.answer)}", left))
     grid = image.grid if len(pixels) == 1 else image.grid[1:]
     return figure_html(draw_panels(pixels[0], grid, panels, [answers.question]), "What every method kept")
+
+
+def shortened(answer: str) -> str:
+    """An answer that fits above a panel."""
+    return textwrap.shorten(answer or "(no text)", ANSWER_CHARACTERS, placeholder=" …")
 
 
 def name_of(answered: Answered) -> str:
@@ -128,7 +137,8 @@ def table_html(answers: Answers, waiting: int) -> str:
             cells = "".join(f"<td>{escape(value)}</td>" for value in values)
         lines.append(f'<tr><th scope="row">{escape(name_of(one))}</th>{cells}</tr>')
     titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
-    note = f'<p role="status">{waiting} more to come …</p>' if waiting else ""
+    told = f"{waiting} more to come …" if waiting else "One run each, on a machine that may have other work."
+    note = f'<p role="status">{told}</p>'
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{note}"
 
 

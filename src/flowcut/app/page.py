@@ -154,7 +154,14 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
             api_visibility="private",
         ).then(look_at, [result, shown], [layer, overlay, grid], api_visibility="private")
         shown.input(look_at, [result, shown], [layer, overlay, grid], api_visibility="private")
-        layer.release(move, [result, shown, layer], overlay, show_progress="hidden", api_visibility="private")
+        layer.input(
+            move,
+            [result, shown, layer],
+            overlay,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
     return page
 

@@ -36,10 +36,12 @@ def app_command(
     with user_errors():
         if importlib.util.find_spec("gradio") is None:
             raise FileNotFoundError("The page needs Gradio: pip install 'flowcut[app]'.")
-        with opened_model(options) as (loaded, _):
+        with opened_model(options) as (loaded, status):
             from ..app.answering import Desk
 
             desk = Desk(loaded, max_new_tokens)
+            status.update("Answering once ...")
+            desk.warm_up()
         from ..app.hosting import serve_page
 
         def build() -> object:
