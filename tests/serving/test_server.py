@@ -38,6 +38,7 @@ TEMPLATE = (
     "{% endfor %}{% endfor %}ASSISTANT :"
 )
 OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
+OPTIONS += ["--kv-cache-memory-bytes", str(2**26)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def running(command: list[str], model: Path, log: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("w") as file:
         process = subprocess.Popen([*command, "--port", str(port)], stdout=file, stderr=file, env=environment)
     try:
