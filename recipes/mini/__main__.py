@@ -184,8 +184,8 @@ def cut_command(
     methods: Annotated[
         str, typer.Option(help="Methods with their budgets, separated by semicolons, or uncut; trained in this order.")
     ] = "flowcut(target_num=64);flowcut_plus(target_num=64);uncut",
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues, and updates, of each.")] = 48,
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 75,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues, and updates, of each.")] = 40,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, questions and prompts.")] = 0,
     target: Annotated[Path, typer.Option(help="JSON file to write.")] = CUT,
     start_from: Trained = CHECKPOINT,

@@ -62,13 +62,10 @@ def run_cut(
         hits = {task: "".join(str(int(one)) for one in some) for task, some in results.items()}
         found.append({"weights": weights, "dialogues": done, "tokens": name_of(method), "right": hits})
 
-    for method in cutting:
-        asked(method, start_from, BEFORE, 0)
     logs = {}
     for method in methods:
         name, every = name_of(method), max(1, dialogues // PARTS)
-        if method is None:
-            asked(None, start_from, BEFORE, 0)
+        asked(method, start_from, BEFORE, 0)
         folder = train_cut(
             going,
             method,
