@@ -45,6 +45,7 @@ Trained = Annotated[Path, typer.Option(help="Folder with the trained parts.")]
 DEFAULT_ROOT = Path("runs/mini")
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 CUT = Path(__file__).parent / "log" / "cut.json"
+CUT_PICTURE = Path(__file__).parents[2] / "docs" / "train-cut.png"
 
 
 @app.command("fetch")
@@ -188,6 +189,7 @@ def cut_command(
     scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, questions and prompts.")] = 0,
     target: Annotated[Path, typer.Option(help="JSON file to write.")] = CUT,
+    picture: Annotated[Path, typer.Option(help="PNG file to write.")] = CUT_PICTURE,
     start_from: Trained = CHECKPOINT,
     root: Root = DEFAULT_ROOT,
     threads: Threads = 1,
@@ -195,6 +197,7 @@ def cut_command(
     """What training with cutting wins back; goes on where it was interrupted."""
     torch.set_num_threads(threads)
     run_cut(Workspace(root), methods.split(";"), dialogues, scenes, seed, start_from, console, target)
+    curves.draw_cut(target, picture)
 
 
 @app.command("toy")
