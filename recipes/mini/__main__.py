@@ -188,6 +188,7 @@ def cut_command(
     dialogues: Annotated[int, typer.Option(min=1, help="Dialogues, and updates, of each.")] = 40,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, questions and prompts.")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="Dialogues between weights that are asked.")] = 20,
     target: Annotated[Path, typer.Option(help="JSON file to write.")] = CUT,
     picture: Annotated[Path, typer.Option(help="PNG file to write.")] = CUT_PICTURE,
     start_from: Trained = CHECKPOINT,
@@ -196,7 +197,7 @@ def cut_command(
 ) -> None:
     """What training with cutting wins back; goes on where it was interrupted."""
     torch.set_num_threads(threads)
-    run_cut(Workspace(root), methods.split(";"), dialogues, scenes, seed, start_from, console, target)
+    run_cut(Workspace(root), methods.split(";"), dialogues, scenes, seed, every, start_from, console, target)
     curves.draw_cut(target, picture)
 
 

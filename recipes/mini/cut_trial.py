@@ -18,9 +18,6 @@ from .cut import Going, ask_cut, name_of, time_cut, train_cut
 from .workspace import Workspace
 
 BEFORE = "before"
-PARTS = 2
-"""Weights are kept, and asked, so many times in a stage."""
-
 TIMED = 4
 """Updates of each that are timed."""
 
@@ -31,6 +28,7 @@ def run_cut(
     dialogues: int,
     scenes: int,
     seed: int,
+    every: int,
     start_from: Path,
     console: Console,
     target: Path,
@@ -43,6 +41,7 @@ def run_cut(
         dialogues: of each.
         scenes: of the test split.
         seed: of the dialogues.
+        every: dialogues between weights that are kept and asked.
         start_from: the weights before.
         console: where it is told.
         target: the JSON file that is written, as far as it goes; results of other seeds in it stay.
@@ -76,7 +75,7 @@ def run_cut(
         write()
 
     for method in methods:
-        name, every = name_of(method), max(1, dialogues // PARTS)
+        name = name_of(method)
         asked(method, start_from, BEFORE, 0)
         folder = train_cut(
             going,

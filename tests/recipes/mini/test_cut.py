@@ -86,7 +86,7 @@ def test_the_trial_asks_before_on_the_way_and_after_with_each_ones_tokens(
     target = tmp_path / "cut.json"
     target.write_text(json.dumps({"seed 7": {}}))
     names = ["flowcut(target_num=9)", "uncut"]
-    cut_trial.run_cut(workspace, names, 1, 2, 1, tmp_path / "start", Console(quiet=True), target)
+    cut_trial.run_cut(workspace, names, 1, 2, 1, 1, tmp_path / "start", Console(quiet=True), target)
     stored = json.loads(target.read_text())
     assert stored.keys() == {"seed 7", "seed 1"} and stored["seed 1"]["seconds"] == {"flowcut-9": [[1.0, 2.0]]}
     asked = [(one["weights"], one["dialogues"], one["tokens"]) for one in stored["seed 1"]["answers"]]
