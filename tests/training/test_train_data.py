@@ -105,6 +105,8 @@ def test_a_template_that_rewrites_earlier_turns_is_told(folder: Path) -> None:
         (said("<image>\nword1", "word2"), "1 <image> in the text, 0 images named"),
         (said("word1", "<image> word2", image="a.png"), "a picture outside the questions"),
         (said("<image>\nword1", "word2", image="gone.png"), "a missing picture: gone.png"),
+        (said("<image>\nword1", "word2", image="../a.png"), "a picture that lies elsewhere: '../a.png' leads out"),
+        (said("<image>\nword1", "word2", image="/etc/a.png"), "a picture that lies elsewhere"),
     ],
 )
 def test_bad_samples_are_named_with_their_reason_and_counted(row: Any, reason: str, folder: Path) -> None:
