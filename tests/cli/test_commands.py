@@ -35,6 +35,7 @@ COMMANDS = (
     "models",
     "run",
     "score",
+    "app",
     "serve",
     "train",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,6 +25,21 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="flowcut-app-", dir=MEMORY if in_memory else None)
 
 
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OSError: says what to do.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"Nothing can listen at {host}, port {port}: {error.strerror or error}. Give another --port (0 takes a free one)."
+        ) from error
+
+
 def serve_page(build: Callable[[], Any], host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve a page until the program is ended.
 
@@ -31,8 +47,11 @@ def serve_page(build: Callable[[], Any], host: str, port: int, ready: Callable[[
         build: makes the ``gradio.Blocks``; called when Gradio has been told to keep to itself.
         host, port: where.
         ready: told the page's address when it can be opened.
+
+    Raises:
+        OSError: the address or the port cannot be had.
     """
-    with scratch_folder() as scratch:
+    with open_port(host, port) as listening, scratch_folder() as scratch:
         os.environ |= {
             "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_TEMP_DIR": scratch,
@@ -47,7 +66,6 @@ def serve_page(build: Callable[[], Any], host: str, port: int, ready: Callable[[
 
         app = FastAPI(openapi_url=None)
 
-        @app.middleware("http")
         async def keep_to_itself(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
             response = await go_on(request)
             response.headers["Content-Security-Policy"] = CLOSED
@@ -55,6 +73,7 @@ def serve_page(build: Callable[[], Any], host: str, port: int, ready: Callable[[
             response.headers["Referrer-Policy"] = "no-referrer"
             return response
 
+        app.middleware("http")(keep_to_itself)
         fonts = ("system-ui", "sans-serif")
         theme = gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
         mounted = gr.mount_gradio_app(
@@ -68,13 +87,5 @@ def serve_page(build: Callable[[], Any], host: str, port: int, ready: Callable[[
             css=STYLE,
             ssr_mode=False,
         )
-        server = uvicorn.Server(uvicorn.Config(mounted, host=host, port=port, log_level="warning"))
-        started = server.startup
-
-        async def startup(*arguments: Any, **options: Any) -> None:
-            await started(*arguments, **options)
-            if server.started:
-                ready(f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}")
-
-        server.startup = startup  # type: ignore[method-assign]
-        server.run()
+        ready(f"http://{host}:{listening.getsockname()[1]}")
+        uvicorn.Server(uvicorn.Config(mounted, log_level="warning")).run(sockets=[listening])

@@ -11,8 +11,9 @@ import gradio as gr
 from ..errors import FlowCutError
 from ..methods import METHODS, make_methods
 from ..methods.naming import read_expressions
+from ..view.overlay import Pixels
 from .answering import Answered, Answers, Desk, Visual
-from .drawing import Pixels, draw_grid, draw_step, name_of, preview_html, problem_html, seen, steps_of, table_html
+from .drawing import draw_grid, draw_step, name_of, preview_html, problem_html, seen, steps_of, table_html
 from .samples import SAMPLES
 from .uploads import KINDS, MEGABYTES, MEGAPIXELS, read_upload
 
