@@ -65,7 +65,7 @@ def test_figures_of_a_picture_show_what_was_seen() -> None:
     assert titles == ["relation", "semantic", "density", "score", "cumulative", "FlowCut"]
 
 
-@pytest.mark.parametrize(("name", "rows"), [("video_llava", 4), ("qwen2_vl", 2)])
+@pytest.mark.parametrize(("name", "rows"), [("video_llava", 4), ("llava_onevision", 4), ("qwen2_vl", 2)])
 def test_frames_of_a_clip_are_rows(name: str, rows: int) -> None:
     loaded, shown = loaded_video(name), clip()
     sight = see(loaded, shown, METHOD, to_global=False)

@@ -161,6 +161,21 @@ def draw_flow(wanted: Wanted, options: RunOptions) -> dict[str, Any]:
 
             status.update("Drawing ...")
             files += save_figures(wanted.figures, sight, pictures)
+        if wanted.report is not None:
+            from ..measure.compare import compare
+            from ..view.flow_report import report_data, save_flow_report
+
+            status.update(f"Answering with {len(wanted.compared)} methods and budgets ...")
+            comparison = compare(
+                loaded,
+                wanted.compared,
+                wanted.visual,
+                wanted.question,
+                max_new_tokens=options.max_new_tokens,
+                repeats=options.repeats,
+            )
+            data = report_data(sight, pictures, comparison, options.model, Path(wanted.name).name)
+            files.append(save_flow_report(wanted.report, data))
     return {"model": options.model, "image": wanted.name, **numbers_of(sight), "files": [str(path) for path in files]}
 
 

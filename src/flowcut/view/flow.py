@@ -258,9 +258,8 @@ def legend(axes: Any) -> None:
 
 
 def kept_of_units(sight: Sight) -> int:
-    """Units that leave the tower: as many as every choice keeps."""
-    tiles = sight.trace.tiles
-    return max(1, min(sum(len(tile.kept) for tile in tiles), sum(len(tile.units) for tile in sight.flow.tiles)))
+    """Units that stay: as many as every choice keeps."""
+    return len(sight.trace.kept)
 
 
 def planned_ratios(sight: Sight) -> list[tuple[int, float]]:

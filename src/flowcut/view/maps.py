@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -76,9 +77,9 @@ def shown_layers(flow: ImageFlow, count: int = 5) -> list[int]:
 
 def canvas(height: float) -> Figure:
     """A figure of a column's width; no global state of matplotlib is touched."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.03)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
     return figure
 
 
@@ -95,7 +96,7 @@ def plain(axes: Any, across: str = "", up: str = "") -> None:
 def block_height(pictures: Sequence[Pixels], rows: int, columns: int) -> float:
     """Inches that rows of maps need."""
     height, width = pictures[0].shape[:2]
-    return rows * (WIDTH - 0.35) / columns * height / width + 0.25
+    return float(rows * (WIDTH - 0.35) / columns * height / width + 0.25)
 
 
 def draw_numbers(
@@ -111,14 +112,14 @@ def draw_numbers(
     low, high = np.nanpercentile(shown, [1, 99])
     beyond = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
     extend = beyond[bool(np.nanmin(shown) < low), bool(np.nanmax(shown) > high)]
-    drawn = None
+    drawn: Any = None
     for line, row in enumerate(rows):
         for column, layer in enumerate(layers):
             axes = figure.add_subplot(spec[first + line, column])
             drawn = axes.imshow(values[layer, row], cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
             label_map(axes, f"layer {layer}" if line == 0 else "", row if column == 0 and len(rows) > 1 else None)
     scale = figure.add_subplot(spec[first : first + len(rows), len(layers)])
-    bar = figure.colorbar(drawn, cax=scale, extend=extend)
+    bar: Any = figure.colorbar(drawn, cax=scale, extend=extend)
     bar.set_label(name, fontsize=FONT, labelpad=2)
     bar.ax.tick_params(labelsize=FONT, length=2, pad=1)
     bar.formatter.set_powerlimits((-2, 3))
