@@ -17,7 +17,7 @@ FIELD = "flowcut"
 VARIABLE = "FLOWCUT_METHOD"
 """The environment variable that names it, as text."""
 
-ASK_FOR_POSITIONS = {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 1]}}}
+ASK_FOR_POSITIONS = {"mrope_section": [1, 1, 1]}
 """The entry of a config by which vLLM asks the model itself for the positions of a prompt."""
 
 HOW = (
