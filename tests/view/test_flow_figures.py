@@ -14,9 +14,11 @@ from PIL import Image
 
 from flowcut.checkpoints.loading import LoadedModel
 from flowcut.inputs.clips import Clip
+from flowcut.measure.compare import compare
 from flowcut.measure.seeing import Sight, see
-from flowcut.methods import FlowCut
+from flowcut.methods import FlowCut, make_methods
 from flowcut.view.flow import FIGURES, draw_criteria, draw_redundancy, draw_schedule
+from flowcut.view.flow_report import report_data
 from flowcut.view.maps import in_rows, marked, pictures_of, rows_of, shown_layers, shown_rows
 
 METHOD = FlowCut(retain_ratio=0.3)
@@ -84,3 +86,14 @@ def test_rows_layers_and_marks_are_chosen_evenly() -> None:
     assert shown_layers(sight.flow) == [0, 2, 3, 4, 6]
     assert shown_rows(sight.flow) == [0]
     assert marked(torch.tensor([0, 5]), (2, 1, 3)).tolist() == [[[True, False, False]], [[False, False, True]]]
+
+
+def test_a_clip_is_compared_and_reported_frame_by_frame() -> None:
+    loaded, shown = loaded_video("video_llava"), clip()
+    methods = make_methods("flowcut,random", None, 0.3)
+    comparison = compare(loaded, methods, shown, "what?", max_new_tokens=1, repeats=1)
+    sight = see(loaded, shown, METHOD, to_global=False)
+    data = report_data(sight, pictures_of(sight, shown, loaded.processor), comparison, "tiny", "a clip")
+    assert data["grid"] == [4, 6, 6] and len(data["pictures"]) == 4
+    assert [one["grid"] for one in data["compared"]] == [[4, 6, 6], [4, 6, 6]]
+    assert data["row_name"] == "frame" and data["compared"][0]["budget"] == "30%"
