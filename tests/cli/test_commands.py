@@ -23,6 +23,7 @@ FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
 COMMANDS = (
     "answer",
+    "app",
     "bench",
     "calibrate",
     "compare",
@@ -36,7 +37,6 @@ COMMANDS = (
     "models",
     "run",
     "score",
-    "app",
     "serve",
     "train",
 )

@@ -16,7 +16,8 @@ from ..errors import FlowCutError, NotAppliedError
 from ..inputs.clips import Clip
 from ..inputs.prompting import model_inputs
 from ..measure.run import Outcome, check_videos, generate, outcome, token_numbers
-from ..methods import Method
+from ..measure.seeing import Sight, see
+from ..methods import FlowCut, Method
 from ..models import find_parts
 from ..trace import ImageTrace
 
@@ -127,6 +128,15 @@ class Desk:
             known = now.uncut if numbers is None else Answered(None, replace(uncut, **numbers))
             now = replace(now, uncut=known, cut=(*now.cut, answered))
             yield now
+
+    def look(self, answers: Answers, target_num: int) -> Sight:
+        """How information flows while the picture is encoded, and what FlowCut then cuts.
+
+        Raises:
+            UnsupportedModelError: the model's tower cannot be looked into.
+        """
+        with self._lock:
+            return see(self.loaded, answers.visual, FlowCut(target_num=target_num), answers.question)
 
     def _cut(self, inputs: Any, method: Method) -> tuple[dict[str, Any] | None, Answered]:
         """What the uncut model counts, and the answer of a method."""

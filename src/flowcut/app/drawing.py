@@ -19,6 +19,8 @@ from ..inputs.clips import Clip
 from ..methods.naming import describe
 from ..trace import ImageTrace
 from ..view.filmstrip import seen_frames
+from ..view.flow_report import report_data, report_page
+from ..view.maps import pictures_of
 from ..view.overlay import Panel, Pixels, draw_panels, kept_grid, seen_pixels
 from .answering import Answered, Answers, Desk, Visual
 
@@ -164,6 +166,22 @@ def image_html(stored: io.BytesIO, kind: str, text: str) -> str:
     """An image in the page, with a text for those who do not see it."""
     address = base64.b64encode(stored.getvalue()).decode()
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{address}" style="max-width:100%">'
+
+
+def report_html(desk: Desk, answers: Answers, target_num: int, model: str) -> str:
+    """A link to the report of ``flowcut flow --report``, which is inside the link.
+
+    Raises:
+        UnsupportedModelError: see :meth:`~flowcut.app.answering.Desk.look`.
+    """
+    sight = desk.look(answers, target_num)
+    pictures = pictures_of(sight, answers.visual, desk.loaded.processor)
+    page = report_page(report_data(sight, pictures, None, model, "your picture"))
+    address = base64.b64encode(page.encode()).decode()
+    return (
+        f'<a download="flowcut-report.html" href="data:text/html;base64,{address}">Save the report on FlowCut with '
+        f"{target_num} visual tokens</a> (one file of {len(page) / 2**20:.1f} MB, opens without a network)"
+    )
 
 
 def problem_html(error: Exception) -> str:

@@ -36,7 +36,8 @@ def open_port(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OSError(
-            f"Nothing can listen at {host}, port {port}: {error.strerror or error}. Give another --port (0 takes a free one)."
+            f"Nothing can listen at {host}, port {port}: {error.strerror or error}. "
+            "Give another --port (0 takes a free one)."
         ) from error
 
 

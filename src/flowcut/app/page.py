@@ -13,7 +13,17 @@ from ..methods import METHODS, make_methods
 from ..methods.naming import read_expressions
 from ..view.overlay import Pixels
 from .answering import Answered, Answers, Desk, Visual
-from .drawing import draw_grid, draw_step, name_of, preview_html, problem_html, seen, steps_of, table_html
+from .drawing import (
+    draw_grid,
+    draw_step,
+    name_of,
+    preview_html,
+    problem_html,
+    report_html,
+    seen,
+    steps_of,
+    table_html,
+)
 from .samples import SAMPLES
 from .uploads import KINDS, MEGABYTES, MEGAPIXELS, read_upload
 
@@ -93,6 +103,8 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
             overlay = gr.HTML(elem_id="overlay")
             gr.Markdown("### What every method kept")
             grid = gr.HTML(elem_id="grid")
+            make = gr.Button("Make the report on the flow in every layer", elem_id="make")
+            report = gr.HTML(elem_id="report")
 
         def take_upload(path: str | None) -> tuple[Any, ...]:
             if path is None:
@@ -132,11 +144,12 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
         def look_at(found: Result | None, name: str | None) -> tuple[Any, ...]:
             one = answered(found, name)
             if found is None or one is None or one.image is None:
-                return gr.skip(), gr.skip(), gr.skip()
+                return gr.skip(), gr.skip(), gr.skip(), gr.skip()
             steps = steps_of(one)
             last = len(steps) - 1
             slider = gr.Slider(0, max(last, 1), last, step=1, interactive=last > 0)
-            return slider, draw_step(found.pixels, one.image, steps[last]), draw_grid(found.pixels, found.answers)
+            overlay = draw_step(found.pixels, one.image, steps[last])
+            return slider, overlay, draw_grid(found.pixels, found.answers), ""
 
         def move(found: Result | None, name: str | None, number: float) -> Any:
             one = answered(found, name)
@@ -144,6 +157,15 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
                 return gr.skip()
             steps = steps_of(one)
             return draw_step(found.pixels, one.image, steps[min(int(number), len(steps) - 1)])
+
+        def write_report(found: Result | None, name: str | None) -> str:
+            one = answered(found, name)
+            if found is None or one is None or one.outcome is None:
+                return ""
+            try:
+                return report_html(desk, found.answers, one.outcome.visual_tokens, model)
+            except (FlowCutError, ValueError) as error:
+                return problem_html(error)
 
         upload.upload(take_upload, upload, [visual, preview, problem, upload], api_visibility="private")
         sample.input(take_sample, sample, [visual, preview, problem, question], api_visibility="private")
@@ -153,8 +175,9 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
             [visual, question, methods, budgets],
             [result, problem, table, below, shown],
             api_visibility="private",
-        ).then(look_at, [result, shown], [layer, overlay, grid], api_visibility="private")
-        shown.input(look_at, [result, shown], [layer, overlay, grid], api_visibility="private")
+        ).then(look_at, [result, shown], [layer, overlay, grid, report], api_visibility="private")
+        shown.input(look_at, [result, shown], [layer, overlay, grid, report], api_visibility="private")
+        make.click(write_report, [result, shown], report, api_visibility="private")
         layer.input(
             move,
             [result, shown, layer],

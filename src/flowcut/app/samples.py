@@ -48,8 +48,8 @@ class Sample:
             mini: whether flowcut-mini is asked, of which it is known what it answers.
         """
         kind = "photograph" if self.split == "photo-v1" else "scene"
-        told = (" · flowcut-mini knows it" if self.right else " · flowcut-mini gets it wrong") if mini else ""
-        return f"{kind}: {self.text} ({self.found[1].answer}){told}"
+        told = ("answered rightly · " if self.right else "answered wrongly · ") if mini else ""
+        return f"{told}{kind}: {self.text} ({self.found[1].answer})"
 
 
 SAMPLES = (
