@@ -18,6 +18,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from ..errors import UnsupportedModelError
 from .base import Packing, VisionTower
+from .padded_rows import read_placed, read_shaped, rows_of_placed, rows_of_shaped
 from .towers import side
 
 
@@ -36,7 +37,7 @@ class PackedLayout:
         embedding: what embeds patches.
         merger: what makes visual tokens of groups; empty where the model does, out of the whole sequence.
         in_groups: whether the patches of a group follow one another, or stand in the rows of their picture.
-        read: see :class:`~flowcut.models.base.Packing`.
+        read, rows: see :class:`~flowcut.models.base.Packing`.
     """
 
     windows: bool = False
@@ -50,6 +51,7 @@ class PackedLayout:
     merger: str = "merger"
     in_groups: bool = True
     read: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
+    rows: Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None = None
 
 
 def pictures_with_sizes(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -92,6 +94,16 @@ PACKED: dict[str, PackedLayout] = {
         merger="",
     ),
     "exaone4_5_vision": PackedLayout(windows=True),
+    "gemma4_vision": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="o_proj",
+        embedding="patch_embedder.input_proj",
+        merger="",
+        in_groups=False,
+        read=read_placed,
+        rows=rows_of_placed,
+    ),
     "glm4v_moe_vision": PackedLayout(joiner="downsample"),
     "glm4v_vision": PackedLayout(joiner="downsample"),
     "glm_ocr_vision": PackedLayout(joiner="downsample"),
@@ -126,6 +138,16 @@ PACKED: dict[str, PackedLayout] = {
     "qwen3_omni_moe_vision_encoder": PackedLayout(deepstack="merger_list"),
     "qwen3_vl_moe_vision": PackedLayout(deepstack="deepstack_merger_list"),
     "qwen3_vl_vision": PackedLayout(deepstack="deepstack_merger_list"),
+    "siglip2_vision_model": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="out_proj",
+        embedding="embeddings.patch_embedding",
+        merger="",
+        in_groups=False,
+        read=read_shaped,
+        rows=rows_of_shaped,
+    ),
     "video_llama_3_vision": PackedLayout(
         layers="encoder.layers",
         attention="self_attn",
@@ -163,6 +185,7 @@ def find_packed_tower(module: nn.Module, merge: int = 1) -> tuple[VisionTower, n
         read=None if layout.read is None else partial(layout.read, visual),
         restores=not layout.merger,
         arrange=None if layout.in_groups else partial(by_group, merge),
+        rows=layout.rows,
     )
     tower = VisionTower(
         module=visual,

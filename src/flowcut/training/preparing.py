@@ -22,7 +22,9 @@ from transformers import (
 from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from ..checkpoints.llava import CHAT_TEMPLATE, IMAGE_TOKEN, PAD_TOKEN
+from ..checkpoints.conversations import CHAT_TEMPLATE
+from ..checkpoints.llava import PAD_TOKEN
+from ..checkpoints.llava_processor import IMAGE_TOKEN
 from ..checkpoints.loading import DTYPES, load_model
 from ..checkpoints.mini import MINI
 from ..models import ModelParts, find_parts

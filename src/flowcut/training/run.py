@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import PartialState
 from transformers import TrainerState, TrainingArguments, set_seed
 
 from ..checkpoints.memory import read_memory, write_memory
@@ -23,6 +23,7 @@ from .config import UNCUT, TrainConfig
 from .conversation import Conversations
 from .dataset import SampleSet
 from .preparing import prepare, template_of
+from .processes import agree, process_state, silent
 from .reading import named_method
 from .samples import BadSamples, Sample, read_samples
 from .trainer import RUN, CutTrainer, RunCallback, write_run
@@ -32,6 +33,9 @@ MAY_CHANGE = ("report", "output")
 
 STATE = "trainer_state.json"
 """What transformers' Trainer knows of a run, in each checkpoint."""
+
+OF_TRAINING = (STATE, RUN, "optimizer*", "scheduler.pt", "rng_state*", "pytorch_model_fsdp*")
+"""What a checkpoint holds beside the weights and what belongs to them."""
 
 Tell = Callable[[str], None]
 """Called with a line about what is done."""
@@ -80,7 +84,13 @@ def train(
         ValueError: the data, or the settings of a run that is gone on with, do not fit.
         FileNotFoundError: a file is missing.
     """
+    state = process_state(cpu=cpu)
+    if not state.is_main_process:
+        tell = silent
     checkpoint = None if fresh else last_checkpoint(config)
+    agree(checkpoint)
+    if fresh and state.is_main_process:
+        remove_checkpoints(config)
     set_seed(config.seed)
     method = method_of(config)
     if config.report.tasks is not None and method is not None and method.target_num is None:
@@ -88,16 +98,18 @@ def train(
     config = replace(config, method=UNCUT if method is None else describe(method, budget=True))
     tell(f"Loading {config.model or config.parts.language} ...")
     prepared = prepare(config)
+    weights = [(one.numel(), one.requires_grad) for one in prepared.model.parameters()]
     writer = Conversations(prepared.processor, template_of(config))
     bad = BadSamples(config.data.bad == "stop")
     tell("Reading the data ...")
     train_set, held_out = sample_sets(config, writer, method, bad)
     if len(bad):
         tell(f"Bad samples are left out: {bad}.")
-    state = PartialState(cpu=cpu)
-    # Several processes wait for each other's towers, and a loss about text alone has no gradient where the language
-    # model is frozen: see Collator.
-    always_picture = state.num_processes > 1 or config.tune.language == "frozen"
+    # Several processes wait for each other's towers; a loss about text alone has no gradient where the language model
+    # is frozen; and weights without a gradient are not moved by an optimizer that moves those with a zero one, so that
+    # what trains projector or tower would depend on the number of processes. See Collator.
+    tune = config.tune
+    always_picture = state.num_processes > 1 or tune.language == "frozen" or tune.projector or tune.tower != "frozen"
     evaluates = held_out is not None or config.report.tasks is not None
     callback = RunCallback(config, evaluates=evaluates)
     cutting = [] if method is None else [FlowCutCallback(method, base=prepared.base)]
@@ -105,7 +117,7 @@ def train(
         config,
         prepared,
         method,
-        args=arguments(config, cpu=cpu),
+        args=arguments(config, cpu=state.device.type == "cpu"),
         data_collator=Collator(prepared.processor, blank_row(writer) if always_picture else None),
         train_dataset=train_set,
         eval_dataset=held_out,
@@ -116,20 +128,27 @@ def train(
     if state.is_main_process:
         write_run(config, Path(config.output))
     loss = None
-    if checkpoint is not None and finished(checkpoint):
-        tell(f"The run was finished at {checkpoint}.")
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    done = checkpoint if checkpoint is not None and finished(checkpoint) else None
+    if done is not None:
+        tell(f"The run was finished at {done}.")
+        trainer.state = TrainerState.load_from_json(str(done / STATE))
+    if done is not None and trainer.is_fsdp_enabled:
+        tell("It is not evaluated again: FSDP shares out weights only together with an optimizer.")
+        evaluates = False
+        if state.is_main_process:
+            shutil.copytree(done, config.output, ignore=shutil.ignore_patterns(*OF_TRAINING), dirs_exist_ok=True)
+    elif done is not None:
+        trainer._load_from_checkpoint(str(done))
     else:
         if checkpoint is not None:
             tell(f"Going on from {checkpoint}.")
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loss = float(outcome.training_loss)
     evaluation = trainer.evaluate() if evaluates else {}
-    trainer.save_model()
+    if done is None or not trainer.is_fsdp_enabled:
+        trainer.save_model()
     if method is not None and state.is_main_process:
         write_memory(method, config.output, base=prepared.base)
-    weights = [(one.numel(), one.requires_grad) for one in prepared.model.parameters()]
     return TrainResult(
         output=config.output,
         method=config.method or UNCUT,
@@ -141,6 +160,13 @@ def train(
         loss=loss,
         evaluation={key: value for key, value in evaluation.items() if isinstance(value, float)},
     )
+
+
+def remove_checkpoints(config: TrainConfig) -> None:
+    """Remove the checkpoints of an earlier run, which a later one would go on from."""
+    for path in Path(config.output).glob("checkpoint-*"):
+        if step_of(path) >= 0:
+            shutil.rmtree(path)
 
 
 def method_of(config: TrainConfig) -> Method | None:
