@@ -31,7 +31,7 @@ def clip() -> tuple[Any, torch.Tensor]:
 
 def mini() -> tuple[Any, torch.Tensor]:
     """The model that ships with flowcut, and a picture."""
-    model = load_mini().model
+    model, _ = load_mini()
     size = model.config.vision_config.image_size
     return model, torch.randn(1, 3, size, size)
 

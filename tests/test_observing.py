@@ -32,10 +32,10 @@ from flowcut.methods.views import LayerView, TowerPass
 from flowcut.models import find_parts
 from flowcut.stages.recording.policy import RecordingPolicy
 
-REARRANGED = ("idefics3", "internvl", "paddleocr_vl", "mistral3")
+REARRANGED = ("idefics3", "internvl", "paddleocr_vl", "mistral3", "lfm2_vl")
 """Models whose patches FlowCut brings together in groups: the tower then computes the same in another order."""
 
-OTHERS = ("llava_next_video", "mistral3", "paddleocr_vl")
+OTHERS = ("llava_next_video", "mistral3", "paddleocr_vl", "lfm2_vl")
 CASES = (*zoo.CASES, *OTHERS)
 every_family = pytest.mark.parametrize("name", CASES)
 
@@ -122,6 +122,22 @@ def check_shapes(model: Any, inputs: dict[str, Tensor], images: list[ImageFlow])
             if len(tile.units):
                 assert bool(((tile.entropy_ratio > 0) & (tile.entropy_ratio <= 1.0001)).all())
                 assert bool((tile.similarity.abs() <= 1.0001).all())
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("model_type", [tiny_classes.named(model_type) for model_type in tiny_classes.TESTED])
+@torch.no_grad()
+def test_every_class_with_a_tower_that_can_be_cut_can_be_observed(model_type: str) -> None:
+    if tiny_classes.support_of(model_type).tower:
+        pytest.skip("its tower stays whole")
+    model = tiny_classes.tiny_model(model_type)
+    inputs = tiny_classes.together(model, [tiny_classes.sample(model, model_type, 1, 1)])
+    expected = model(**inputs).logits
+    with observe(model, to_global=True) as flow:
+        assert torch.equal(model(**inputs).logits, expected)
+    assert flow.images and flow.images[0].tiles[0].to_global is not None
+    for image in flow.images:
+        assert image.visual_tokens and [len(plan) for plan in image.planned(None, retain_ratio=0.5)]
 
 
 @every_family

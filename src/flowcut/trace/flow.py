@@ -182,6 +182,24 @@ class ImageFlow:
         """Visual tokens of the prompt that stand for it."""
         return len(self.layout.tokens)
 
+    @property
+    def looked_at(self) -> Tensor:
+        """The attention of :attr:`language` at the units of all tiles, ``[layers, tiles * U]``.
+
+        A unit that no visual token stands for gets 0; of tokens between patches, the nearest patch counts. Where
+        patches are pooled behind the tower, it has an entry for every pooled token instead.
+
+        Raises:
+            ValueError: the language model was not seen.
+        """
+        if self.language is None:
+            raise ValueError("The language model was not seen: observe(model, language=True), and give it a prompt.")
+        pooled = self.layout.pooled
+        units = len(self.tiles[0].patches_of_unit) if pooled is None else len(pooled)
+        tokens = self.layout.tokens
+        spread = torch.zeros(len(self.language.layers), len(self.tiles) * units)
+        return spread.index_add(1, tokens[tokens >= 0], self.language.attention[:, tokens >= 0])
+
     def planned(self, target_num: int | None = 64, *, retain_ratio: float | None = None) -> list[list[PlannedCut]]:
         """What FlowCut's schedule would cut in every tile; see :meth:`TileFlow.planned`.
 
@@ -194,20 +212,3 @@ class ImageFlow:
         """
         targets = self.targets(FlowCut(target_num=target_num, retain_ratio=retain_ratio))
         return [tile.planned(target) for tile, target in zip(self.tiles, targets, strict=True)]
-
-
-def tokens_on_patches(image: ImageFlow) -> Tensor:
-    """The attention of the language model at the units of all tiles, ``[layers, tiles * U]``.
-
-    A unit that no visual token stands for gets 0; where tokens lie between patches, the nearest counts.
-
-    Raises:
-        ValueError: the language model was not seen.
-    """
-    if image.language is None:
-        raise ValueError("The language model was not seen: observe(model, language=True), and give it a prompt.")
-    pooled = image.layout.pooled
-    units = len(image.tiles) * (len(image.tiles[0].patches_of_unit) if pooled is None else len(pooled))
-    tokens = image.layout.tokens
-    spread = torch.zeros(len(image.language.layers), units)
-    return spread.index_add(1, tokens[tokens >= 0], image.language.attention[:, tokens >= 0])

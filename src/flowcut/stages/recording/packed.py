@@ -27,6 +27,8 @@ class PackedRecording:
         order: see :class:`~flowcut.models.base.Packing`.
         device: where it runs.
         received: see :class:`Watching`.
+        rows: where the patches stand, if the tower takes images as rows of a batch, see
+            :class:`~flowcut.models.base.Packing`.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class PackedRecording:
         order: Tensor | None,
         device: torch.device,
         received: bool,
+        rows: Tensor | None = None,
     ) -> None:
         assert parts.tower.packing is not None
         self.second_cut = parts.second_cut
         self.packing = parts.tower.packing
+        self.rows = None if rows is None else rows.to(device)
         self.grids = grids
         self.order = None if order is None else order.cpu()
         self.depth = len(parts.tower.layers)
@@ -69,7 +73,12 @@ class PackedRecording:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
         """Collect a layer's q, k, v; complete, they are looked at. Its mask stays what it is."""
-        self.chunks.append((query.detach(), key.detach(), value.detach()))
+        states = [state.detach() for state in (query, key, value)]
+        if self.rows is not None:
+            # Rows of a batch, without what fills them up, laid end to end.
+            laid = (state.transpose(1, 2).flatten(0, 1).index_select(0, self.rows) for state in states)
+            states = [state.transpose(0, 1)[None] for state in laid]
+        self.chunks.append(tuple(states))
         if sum(chunk[0].shape[2] for chunk in self.chunks) == sum(self.counts):
             with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
                 self._look(layer, scaling)
@@ -88,7 +97,8 @@ class PackedRecording:
     def put_out(self, hidden: Tensor) -> None:
         """Look at what a layer put out, ``[..., S, width]``."""
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            rows = torch.split(hidden.reshape(-1, hidden.shape[-1]), self.counts)
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            rows = torch.split(flat if self.rows is None else flat.index_select(0, self.rows), self.counts)
             self.redundancy.append([redundancy(states[None])[0] for states in rows])
 
     def finish(self, modality: str) -> list[ImageFlow]:

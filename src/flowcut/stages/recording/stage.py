@@ -112,7 +112,8 @@ class RecordingStage(Stage):
             grids, pixels = (tower.packing.read or patches_and_grids)(args, kwargs)
             order = tower.packing.order(grids, kwargs)
             sizes = [tuple(grid) for grid in grids.tolist()]
-            return PackedRecording(self.parts, sizes, order, pixels[0].device, self.received)
+            rows = None if tower.packing.rows is None else tower.packing.rows(args, kwargs)
+            return PackedRecording(self.parts, sizes, order, pixels[0].device, self.received, rows)
         pixel_values = args[0] if args else kwargs["pixel_values"]
         choice = self.family.feature_choice(self.parts, options)
         grid = (pixel_values.shape[-2] // tower.patch_size, pixel_values.shape[-1] // tower.patch_size)
