@@ -19,7 +19,7 @@ def run_chunk(seed: int, cases: int) -> None:
     machine = hypothesis.seed(seed)(Machine)
     chosen = settings(
         max_examples=cases,
-        stateful_step_count=8,
+        stateful_step_count=3 + seed % 4,
         deadline=None,
         database=None,
         derandomize=False,

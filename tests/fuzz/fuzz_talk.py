@@ -14,7 +14,6 @@ from fuzz_turns import Turn
 from renamed import CACHE
 from torch import Tensor, nn
 
-from flowcut.models import find_parts
 from flowcut.trace import Trace
 
 MakeTurn = Callable[[dict[str, Tensor], bool, Trace, dict[str, Any]], Turn]
@@ -27,7 +26,7 @@ class Features(dict[str, Any]):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.hook = find_parts(model)[1].base.register_forward_pre_hook(self._see, with_kwargs=True)
+        self.hook = model.model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.update({} if self else kwargs.get("mm_encoder_outputs") or {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from unittest import mock
 
@@ -71,6 +71,13 @@ class World:
             made.set_attn_implementation(attention)
             self.plain[dtype, attention] = made
         return self.plain[dtype, attention]
+
+    @cached_property
+    @torch.no_grad()
+    def probe(self) -> Tensor:
+        """Logits of the untouched model."""
+        logits: Tensor = self.untouched()(**self.batch([0, 1], "left", 0, "float32")).logits
+        return logits
 
     def restore(self, model: Any) -> None:
         """Give a model the weights and buffers of an untouched one: those of half formats are rounded for good."""
