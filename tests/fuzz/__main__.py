@@ -1,8 +1,9 @@
-"""The long run: ``python -m tests.fuzz --cases 10000 --seed 24 --log fuzz.log``."""
+"""The long run: ``python -m tests.fuzz --cases 10000 --seed 24 --log fuzz.log``; the same command goes on with a log."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import traceback
@@ -15,34 +16,43 @@ from fuzz_machine import COUNTS, REFUSALS, Machine
 from fuzz_run import CHUNK, run_chunk
 
 torch.set_num_threads(1)
+DONE = re.compile(r"^chunk (\d+): (\d+) cases, (\d+) differences", re.MULTILINE)
 
 
 def main() -> int:
     """Run, log every difference with what led to it, and go on; the exit status says whether there were any."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="sequences of calls, in chunks of %d" % CHUNK)
+    parser.add_argument("--cases", type=int, default=10_000, help=f"sequences of calls, in chunks of {CHUNK}")
     parser.add_argument("--seed", type=int, default=0, help="of the first chunk; the next one's is one more")
     parser.add_argument("--log", type=Path, default=Path("fuzz.log"))
     given = parser.parse_args()
-    differences, begun, chunk, cases = 0, time.monotonic(), 0, 0
+    before = DONE.findall(given.log.read_text()) if given.log.exists() else []
+    seed, cases, differences = given.seed, 0, 0
+    if before:
+        last, cases, differences = map(int, before[-1])
+        seed = last + 1
     with given.log.open("a") as log:
-        print(f"seed {given.seed}, {given.cases} cases, torch {torch.__version__}", file=log, flush=True)
+
+        def say(text: str) -> None:
+            print(text, file=log, flush=True)
+
+        say(f"from seed {seed}, {given.cases} cases, torch {torch.__version__}")
         while cases < given.cases:
-            seed = given.seed + chunk
-            before = COUNTS["begin"]
+            begun, size = time.process_time(), min(CHUNK, given.cases - cases)
+            COUNTS.clear()
+            REFUSALS.clear()
             try:
-                run_chunk(seed, min(CHUNK, given.cases - cases))
+                run_chunk(seed, size)
             except Exception:
                 differences += 1
                 done = "\n  ".join(Machine.last.done if Machine.last is not None else [])
-                print(f"DIFFERENCE in chunk {seed} behind\n  {done}\n{traceback.format_exc()}", file=log, flush=True)
-            cases += max(COUNTS["begin"] - before, 1)
-            chunk += 1
-            spent = time.monotonic() - begun
-            print(f"chunk {seed}: {cases} cases, {differences} differences, {spent:.0f} s", file=log, flush=True)
-        for refusal, count in REFUSALS.most_common():
-            print(f"refused {count} times: {refusal}", file=log)
-        print("rules: " + ", ".join(f"{name} {count}" for name, count in COUNTS.most_common()), file=log, flush=True)
+                say(f"DIFFERENCE in chunk {seed} behind\n  {done}\n{traceback.format_exc()}")
+            cases += min(size, COUNTS["begin"])
+            counts = ", ".join(f"{name} {count}" for name, count in sorted(COUNTS.items()))
+            for refusal, count in REFUSALS.items():
+                say(f"refused {count} times: {refusal}")
+            say(f"chunk {seed}: {cases} cases, {differences} differences, {time.process_time() - begun:.0f} s: {counts}")
+            seed += 1
     return differences > 0
 
 

@@ -120,7 +120,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(name=st.sampled_from(NAMES), drawn=METHOD)
     def begin(self, name: str, drawn: dict[str, Any]) -> None:
         """A model of some family, with some method attached."""
-        self.note("begin", name=name)
+        self.note("begin", name=name, drawn=drawn)
         self.world: World = world(name)
         self.model: Any = self.world.model
         self.before = families.fingerprint(self.model)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import hypothesis
 from fuzz_machine import Machine
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.stateful import run_state_machine_as_test
 
-CHUNK = 100
+CHUNK = 50
+
+
+class Independent(HypothesisProvider):
+    """Draws every case by itself: hypothesis' own engine tries five near copies of each, and a case is dear here."""
+
+
+AVAILABLE_PROVIDERS["flowcut-independent"] = Independent
 
 
 def run_chunk(seed: int, cases: int) -> None:
@@ -26,5 +34,6 @@ def run_chunk(seed: int, cases: int) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
+        backend="flowcut-independent",
     )
     run_state_machine_as_test(machine, settings=chosen)
