@@ -1,4 +1,4 @@
-"""The long run: ``python -m tests.fuzz --cases 10000 --seed 24 --log fuzz.log``; the same command goes on with a log."""
+"""The long run: ``python -m tests.fuzz --cases 10000 --seed 24 --log fuzz.log``; with a log, it goes on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-import torch
-from fuzz_machine import COUNTS, REFUSALS, Machine
-from fuzz_run import CHUNK, run_chunk
+import torch  # noqa: E402
+from fuzz_machine import COUNTS, REFUSALS, Machine  # noqa: E402
+from fuzz_run import CHUNK, run_chunk  # noqa: E402
 
 torch.set_num_threads(1)
 DONE = re.compile(r"^chunk (\d+): (\d+) cases, (\d+) differences", re.MULTILINE)
@@ -51,7 +51,9 @@ def main() -> int:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(COUNTS.items()))
             for refusal, count in REFUSALS.items():
                 say(f"refused {count} times: {refusal}")
-            say(f"chunk {seed}: {cases} cases, {differences} differences, {time.process_time() - begun:.0f} s: {counts}")
+            say(
+                f"chunk {seed}: {cases} cases, {differences} differences, {time.process_time() - begun:.0f} s: {counts}"
+            )
             seed += 1
     return differences > 0
 

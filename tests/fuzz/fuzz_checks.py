@@ -107,9 +107,7 @@ def check_forward(plain: Any, turn: Turn, output: Any, labels: Tensor | None, dt
         agree(ours[expected.mask], theirs[expected.mask], what, dtype)
 
 
-def check_generated(
-    plain: Any, turns: Sequence[Turn], found: Any, length: int, dtype: str, copies: int = 1
-) -> None:
+def check_generated(plain: Any, turns: Sequence[Turn], found: Any, length: int, dtype: str, copies: int = 1) -> None:
     """The logits of every step of an answer to ``length`` columns, ``copies`` answers to every prompt."""
     answers, logits = found.sequences[:, length:], torch.stack(found.logits, dim=1)
     steps = answers.shape[1]

@@ -14,7 +14,6 @@ from functools import wraps
 from typing import Any
 
 import families
-import fuzz_turns
 import padding
 import torch
 from fuzz_checks import agree, check_beams, check_forward, check_generated, check_refusal, generate_with, ours
@@ -23,7 +22,6 @@ from fuzz_turns import Turn
 from fuzz_worlds import DTYPES, NAMES, VARIANTS, World, world
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from renamed import CACHE
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -313,8 +311,8 @@ class Machine(RuleBasedStateMachine):
                 found = self.model(**inputs, output_hidden_states=hidden)
                 assert all(image.whole for image in handle.trace.images)
         assert torch.equal(found.logits, expected.logits), "a full budget changes the logits"
-        for ours, theirs in zip(found.hidden_states or (), expected.hidden_states or (), strict=True):
-            assert torch.equal(ours, theirs), "a full budget changes hidden states"
+        for states, others in zip(found.hidden_states or (), expected.hidden_states or (), strict=True):
+            assert torch.equal(states, others), "a full budget changes hidden states"
 
     @rule(rows=FEW, noise=NOISE, place=st.integers(0, 999), keyboard=st.booleans(), generating=st.booleans())
     @refusable
@@ -390,7 +388,15 @@ class Machine(RuleBasedStateMachine):
         self._go_on(**turn)
 
     def _go_on(
-        self, words: int, padded: int, steps: int, pictures: list[int], show: bool, noise: int, copied: bool, types: bool
+        self,
+        words: int,
+        padded: int,
+        steps: int,
+        pictures: list[int],
+        show: bool,
+        noise: int,
+        copied: bool,
+        types: bool,
     ) -> None:
         """Text or another picture, by ``generate()`` or (``steps`` 0) by a forward pass."""
         talk = self.talk

@@ -22,7 +22,7 @@ PIXELS = {name for names in oracle.PIXELS.values() for name in names}
 
 
 class Features(dict[str, Any]):
-    """The encoded pictures that the first call inside a block hands to the language model, seen by a user's own hook."""
+    """The encoded pictures that the first call inside a block hands to the language model: a user's own hook."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -70,7 +70,9 @@ class Talk:
 
     def _columns(self, more: dict[str, Tensor]) -> dict[str, Tensor]:
         """What :data:`OF_COLUMNS` must be for a call that adds ``more``."""
-        return {name: torch.cat([self.told[name], more[name].to(self.told[name])], 1) for name in OF_COLUMNS if name in more}
+        return {
+            name: torch.cat([self.told[name], more[name].to(self.told[name])], 1) for name in OF_COLUMNS if name in more
+        }
 
     def _turn(
         self, more: dict[str, Tensor], make: MakeTurn, counted: bool, trace: Trace, encoded: dict[str, Any]
@@ -111,9 +113,7 @@ class Talk:
         self.pending = answers[:, -1:]
 
     @torch.no_grad()
-    def listen(
-        self, model: Any, plain: Any, make: MakeTurn, handle: Any, dtype: str, more: dict[str, Tensor]
-    ) -> None:
+    def listen(self, model: Any, plain: Any, make: MakeTurn, handle: Any, dtype: str, more: dict[str, Tensor]) -> None:
         """Hand ``more`` to a forward pass, and judge its logits."""
         columns = self._columns(more)
         first = columns["input_ids"].shape[1] - more["input_ids"].shape[1] - self.pending.shape[1]

@@ -61,7 +61,9 @@ def compute(plain: Any, turns: Sequence[Turn]) -> list[oracle.Row]:
     places = [positions(plain, turns, run) for run in runs]
     depth = max(map(len, added))
     levels = [
-        torch.cat([own[number] if own else torch.zeros_like(states) for own, states in zip(added, embeds, strict=True)], 1)
+        torch.cat(
+            [own[number] if own else torch.zeros_like(states) for own, states in zip(added, embeds, strict=True)], 1
+        )
         for number in range(depth)
     ]
     together = torch.cat(embeds, dim=1)

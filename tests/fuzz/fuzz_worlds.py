@@ -35,7 +35,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"video_budget": "pooled", "criteria": "relation"},
         {"adaptive": False, "padding_counts": True},
     ],
-    "flowcut_plus": [{}, {"relevance": "text"}, {"early": "repeated", "diversity": "determinant"}, {"decoder_layer": 1}],
+    "flowcut_plus": [
+        {},
+        {"relevance": "text"},
+        {"early": "repeated"},
+        {"decoder_layer": 1},
+    ],
     "fastv": [{"layers": 1}, {"layers": 2}],
     "pyramiddrop": [{"layers": (0,)}, {"layers": (0, 1)}, {"layers": (1,)}],
     "visionzip": [{}],

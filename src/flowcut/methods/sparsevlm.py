@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.segments import columns_of
+from ..algorithm.selection import best_first
 from .base import Method
 from .policies import DecoderPolicy
 from .ranking import keep_best
@@ -123,7 +124,7 @@ def density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     order = torch.arange(len(tokens), device=tokens.device)
     denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
     to_denser = torch.where(denser, distance, distance.max()).min(dim=1).values
-    centres = (to_denser * density).topk(clusters).indices.sort().values
+    centres = best_first(to_denser * density, clusters).sort().values
     assigned = distance[:, centres].argmin(dim=1)
     assigned[centres] = torch.arange(clusters, device=tokens.device)
     return centres, assigned
@@ -202,7 +203,7 @@ class SparseVLMPolicy(DecoderPolicy):
                 continue
             columns, scores = one.cut
             count = min(len(columns), int(len(columns) * self.method.recycled_share) + 1)
-            members = columns[scores.topk(count).indices.sort().values]
+            members = columns[best_first(scores, count).sort().values]
             centres, cluster = density_peaks(hidden[one.row, members], count // self.method.cluster_size + 1)
             recycled.append(Recycled(one.row, members, cluster, members[centres]))
             one.left += len(centres)

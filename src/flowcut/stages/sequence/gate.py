@@ -28,7 +28,7 @@ from ..observing.overrides import Override
 from ..observing.references import check_reference
 from ..observing.stage import Stage
 from ..observing.tracing import untraced
-from .cache import begun, caches_in, read_states, write_states
+from .cache import begun, caches_in, states_for, write_states
 from .cache_argument import cache_in, with_current_name
 from .generation import generation_overrides
 from .handing import PIXELS, check_modalities, check_unread, handed_to
@@ -189,7 +189,7 @@ class SequenceStage(Stage):
             self.trained = True
         call = self._named(module, args, kwargs)
         cache = cache_in(call)
-        states = read_states(cache)
+        states = states_for(cache, self.decoder.layers)
         self._encode(call)
         encoded = call.get("mm_encoder_outputs") or {}
         features = {name: encoded[name] for name in self.parts.placeholders if encoded.get(name) is not None}
@@ -262,7 +262,7 @@ class SequenceStage(Stage):
             return None
         if not current.stretches:
             for cache in caches_in(output):
-                write_states(cache, current.after)
+                write_states(cache, current.after, self.decoder.layers)
             return None
         cuts = len(self.decoder.layers)
         if len(current.stretches) != 1 + cuts:
@@ -271,7 +271,7 @@ class SequenceStage(Stage):
                 "its layers were replaced or wrapped after attaching; detach, make the change, then attach."
             )
         for cache in caches_in(output):
-            write_states(cache, tuple(stretch.after for stretch in current.stretches))
+            write_states(cache, tuple(stretch.after for stretch in current.stretches), self.decoder.layers)
         return self.outputs.lay_out(current, output)
 
 
