@@ -110,6 +110,11 @@ def test_what_is_not_finite_names_the_layer_that_saw_it_first(name: str, poison:
             assert torch.equal(model(**inputs).logits, expected)
 
 
+@pytest.mark.parametrize(("ratio", "kept"), [(0.99, 36), (0.97, 35), (0.5, 18), (0.013, 1), (0.65, 23), (0.64, 23)])
+def test_a_share_of_the_tokens_is_rounded_to_the_nearest_number(ratio: float, kept: int) -> None:
+    assert FlowCut(retain_ratio=ratio).tokens_to_keep(36) == kept
+
+
 @pytest.mark.parametrize("tokens", [12, 36, 700, 2500])
 def test_of_equal_scores_those_that_come_first_are_better(tokens: int) -> None:
     equal, some = torch.zeros(2, tokens), tokens // 3
