@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from flowcut import DivPrune, FastV, FlowCut, NonFiniteError, attach
 from flowcut.algorithm.selection import best_first, top_in_order
 from flowcut.methods import flowcut_policy
-from flowcut.methods.flowcut_policy import pooled_counts
+from flowcut.methods.divprune import DivPrunePolicy
+from flowcut.methods.fastv import FastVPolicy
+from flowcut.methods.flowcut_policy import FlowCutPolicy, pooled_counts
 from flowcut.methods.prumerge import prune_and_merge
 from flowcut.methods.visionzip import zip_tokens
 from flowcut.models import find_parts
@@ -70,6 +72,33 @@ def test_half_formats_keep_other_patches_only_where_scores_are_as_good_as_equal(
         for patch in kept ^ other:
             apart = abs(float(scores[patch]) - worst) / float(scores.max())
             assert apart < NEAR * torch.finfo(dtype).eps, f"patch {patch} is {apart:.2g} away from the last one kept"
+
+
+@pytest.mark.parametrize("name", ["llava, clip", "qwen2_vl"])
+@torch.no_grad()
+def test_under_autocast_every_choice_is_made_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, asked = zoo.case(name), []
+
+    def watched(policy: Any, function: str) -> None:
+        original = getattr(policy, function)
+
+        def call(*arguments: Any) -> Any:
+            asked.append(function)
+            assert not torch.is_autocast_enabled("cpu")
+            return original(*arguments)
+
+        monkeypatch.setattr(policy, function, call)
+
+    watched(FlowCutPolicy, "observe")
+    watched(FlowCutPolicy, "select")
+    watched(FastVPolicy, "select")
+    watched(DivPrunePolicy, "select")
+    inputs = case.together(case.samples)
+    for method in (FlowCut(target_num=BUDGET), FastV(target_num=BUDGET), DivPrune(target_num=BUDGET)):
+        asked.clear()
+        with attach(case.model, method), torch.autocast("cpu", dtype=torch.bfloat16):
+            case.model(**inputs)
+        assert asked
 
 
 def poisoned(model: Any, module: nn.Module, poison: float) -> Any:

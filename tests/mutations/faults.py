@@ -148,7 +148,7 @@ FAULTS = (
         "stages/tower/batched_pass.py",
         "with torch.no_grad(), torch.autocast(query.device.type, enabled=False):\n                view",
         "with torch.no_grad():\n                view",
-        ("tests/test_training.py", "-k", "autocast"),
+        ("tests/test_numbers.py", "-k", "under_autocast"),
     ),
     Fault(
         "a ragged batch loses its mask behind a cut",
