@@ -8,7 +8,7 @@ from fuzz_run import run_chunk
 
 from flowcut.stages.sequence.step import Steps
 
-CASES = 22
+CASES = 16
 
 
 @pytest.mark.parametrize("seed", range(4))
