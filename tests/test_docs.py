@@ -7,22 +7,18 @@ import re
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
-import families
 import pytest
-import transformers
 import typer
 import yaml
-import zoo
 
 from flowcut import METHODS, Method
 from flowcut.cli import app
 from flowcut.models import FAMILIES
-from flowcut.models.base import ImageLayout, ModelFamily, ModelParts, VisionTower
+from flowcut.models.base import ImageLayout, ModelParts, VisionTower
 from flowcut.models.classes import known_classes
-from flowcut.models.idefics3 import SmolVLM
-from flowcut.models.towers import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -69,72 +65,17 @@ def test_every_page_stands_in_the_sites_table_of_contents() -> None:
     assert sorted(in_contents) == sorted(page for page in pages if not page.startswith("measured/"))
 
 
-def test_the_page_names_a_family_as_smolvlm_does() -> None:
-    for field, value, _ in table(PAGE, "## 2. A file of its own"):
-        (name,) = named(field)
-        if name == "is_base":
-            assert SmolVLM.base_class is transformers.SmolVLMModel and "SmolVLMModel" in value
-        elif name == "hub_ids":
-            assert named(value.replace('"', "").replace("/", ".").replace("-", "_"))
-            assert value.strip("`").split('"')[1] == SmolVLM.hub_ids[0]
-        else:
-            assert eval(value.strip("`"), {"LAYOUTS": LAYOUTS}) == getattr(SmolVLM, name)
-    assert {named(row[0])[0] for row in table(PAGE, "## 2. A file of its own")} == {
-        *(name for name in vars(ModelFamily)["__annotations__"]),
-        "is_base",
-    }
-
-
-def test_the_page_shows_smolvlms_tower_as_it_is() -> None:
-    (line,) = re.findall(r'^"smolvlm_vision": .*$', PAGE, re.MULTILINE)
-    assert line in (ROOT / "src" / "flowcut" / "models" / "towers.py").read_text()
-
-
-def test_the_page_takes_smolvlm_apart_as_it_is() -> None:
-    rows = {name: row[2] for row in table(PAGE, "`parts(base, top)` returns a `ModelParts`:") for name in named(row[0])}
-    given = {"family", "top", "base"}
-    assert set(rows) == {field.name for field in fields(ModelParts)} - given
-    parts = SmolVLM().parts(*tiny_smolvlm())
-    base: Any = parts.base
-    names = {"base": base, "config": base.config}
-    for name in (
-        "projector",
-        "language_model",
-        "placeholders",
-        "group",
-        "shuffle",
-        "second_cut",
-        "grid_positions",
-        "first_position",
-    ):
-        said = re.search(r"`([^`]+)`", rows[name] if name != "language_model" else rows[name].split(",")[0])
-        assert said is not None
-        value = getattr(parts, name)
-        assert eval(said.group(1), names) == value, name
-    assert parts.tower.module is base.vision_model and "find_tower(base.vision_model)" in rows["tower"]
-    assert parts.packer is None and not parts.own_towers and parts.injection is None
-    assert not parts.refusals
-    assert all(
-        rows[name].startswith("none") for name in ("packer", "own_towers", "injection", "tokens_per_image", "refusals")
-    )
-    assert SmolVLM().feature_choice(parts, {}).layers == (len(parts.tower.layers),)
-
-
-def tiny_smolvlm() -> tuple[Any, Any]:
-    """Base module and model."""
-    config = transformers.SmolVLMConfig(
-        vision_config={**zoo.tiny.SHAPE, "intermediate_size": 64}, text_config=families.text_config(), scale_factor=2
-    )
-    model = transformers.SmolVLMForConditionalGeneration._from_config(config)
-    return model.model, model
+@pytest.mark.parametrize(("start", "file"), [('"smolvlm_vision"', "towers.py"), ("name: ClassVar", "idefics3.py")])
+def test_the_page_on_families_shows_code_as_it_is(start: str, file: str) -> None:
+    (code,) = [block for block in blocks(PAGE, "python") if block.startswith(start)]
+    assert indent(code, "    ") in (ROOT / "src" / "flowcut" / "models" / file).read_text()
 
 
 def test_the_page_names_what_there_is() -> None:
     attributes = {field.name for form in (ImageLayout, VisionTower, ModelParts) for field in fields(form)}
     for owner, name in re.findall(r"`(ImageLayout|VisionTower|ModelParts)\.(\w+)`", PAGE):
         assert name in attributes, f"{owner}.{name}"
-    checks = [named(row[0])[0] for row in table(PAGE, "## 4. Tests")]
-    assert set(checks) == {name for name in vars(families) if name.startswith("check_")}
+    assert set(re.findall(r"`([a-z_]+)`[;,.]", PAGE.split("Besides these there are")[1].split("##")[0])) <= attributes
 
 
 def test_the_pages_list_every_family_and_method() -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     {"methods", "models"},
     {"trace"},
     {"stages"},
-    {"attaching"},
+    {"attaching", "observing"},
     {"encoding"},
     {"inputs"},
     {"checkpoints"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import families
@@ -25,6 +26,9 @@ from flowcut.models.classes import ClassSupport
 from flowcut.stages.sequence.handing import handed_to
 
 IMAGE, VIDEO = 150, 151
+OF_TIMM = ("fast_vlm", "perception_lm")
+"""Classes whose vision tower is one of timm's."""
+
 CLASSES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """Every class by its config's ``model_type``."""
 
@@ -138,6 +142,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cosmos3_omni": {**_DEEPSTACK, "text_config": _MROPE},
     "deepseek_vl_hybrid": {"high_res_vision_config": {**_SAM, "image_size": 336}},
     "ernie4_5_vl_moe": {"text_config": {"moe_num_shared_experts": 1, "moe_intermediate_size": [32, 32]}},
+    "fast_vlm": {
+        "vision_config": {
+            "architecture": "fastvit_t8",
+            "model_args": {"layers": [1, 1, 1, 1], "embed_dims": [4, 8, 16, 32]},
+            "hidden_size": 64,
+        }
+    },
     "gemma3": {"mm_tokens_per_image": 9, "vision_config": {"vision_use_head": False}},
     "gemma4": {
         "vision_config": {
@@ -185,16 +196,32 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "muse_glimmer": {"out_hidden_size": 128, "projector_hidden_size": 32},
     "ovis2": {
-        "vision_config": {"vocab_size": 64},
+        "vision_config": {"vocab_size": 64, "hidden_stride": 2},
         "hidden_size": 32,
         "visual_indicator_token_ids": [152, 153, 154, 155, 156],
     },
     "paligemma": {"vision_config": {"vision_use_head": False}, "projection_dim": 32},
+    "perception_lm": {
+        "vision_config": {
+            "architecture": "vit_tiny_patch16_224",
+            "model_args": {
+                "img_size": SIZE,
+                "patch_size": PATCH,
+                "embed_dim": 32,
+                "depth": 2,
+                "num_heads": 4,
+                "global_pool": "",
+            },
+            "hidden_size": 32,
+        },
+        "projector_pooling_ratio": 2,
+    },
     "qianfan_ocr": {"vision_config": {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}},
     "internvl": {"vision_config": {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH]}},
     "qwen2_5_omni_thinker": {"text_config": _MROPE, **_MARKS, "vision_config": {"fullatt_block_indexes": [1, 3]}},
     "qwen2_5_vl": {"text_config": _MROPE, "vision_config": {"fullatt_block_indexes": [1, 3], "window_size": 56}},
     "qwen2_vl": {"text_config": _MROPE},
+    "lfm2_vl": {"vision_config": {"vision_use_head": False, "num_patches": 36}},
     "lfm3_vl": {"text_config": {"layer_types": ["conv", "full_attention"] * 2}},
     "qwen3_5": _HYBRID,
     "qwen3_5_moe": _HYBRID,
@@ -216,13 +243,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def named(model_type: str) -> Any:
-    """A parameter of a test that is skipped by name where the installed transformers has no such class."""
+    """A parameter of a test that is skipped by name where the class cannot be had."""
     missing = f"transformers {transformers.__version__} has no {model_type}, or not the one that is supported"
+    if model_type in OF_TIMM:
+        missing = f"{model_type} needs timm"
     return pytest.param(model_type, marks=pytest.mark.skipif(not installed(model_type), reason=missing))
 
 
 def installed(model_type: str) -> bool:
-    """Whether the installed transformers has the class, in a release with which it is supported."""
+    """Whether the installed transformers has the class, in a release with which it is supported, and what it needs."""
+    if model_type in OF_TIMM and find_spec("timm") is None:
+        return False
     class_name = CLASSES.get(model_type)
     needed = NEWER.get(class_name or "", "0")
     return class_name is not None and Version(transformers.__version__) >= Version(needed)
@@ -417,6 +448,23 @@ def named_as_images(model: Any, images: int, seed: int) -> dict[str, Tensor]:
     return {"pixel_values" if new else "pixel_values_images": pictures(images, SIZE, SIZE, seed)}
 
 
+def rows_of_tiles(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Pictures of one tile each."""
+    return {"pixel_values": pictures(images, SIZE, SIZE, seed)[:, None]}
+
+
+def pooled_crops(model: Any, images: int, seed: int) -> dict[str, Tensor]:
+    """Two crops of every picture, and which patches are pooled to a token."""
+    side = SIZE // PATCH
+    squares = torch.arange(side * side).reshape(side // 2, 2, side // 2, 2).transpose(1, 2).reshape(-1, 4)
+    crops = 2 * images
+    return {
+        "pixel_values": torch.randn(crops, side**2, 3 * PATCH**2, generator=torch.Generator().manual_seed(seed)),
+        "image_token_pooling": (squares + side**2 * torch.arange(crops)[:, None, None]).reshape(-1, 4),
+        "image_grids": torch.full((images, 4), side // 2),
+    }
+
+
 PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
     "deepseek_vl_hybrid": two_resolutions,
     "gemma4": placed_patches,
@@ -433,7 +481,9 @@ PICTURES: dict[str, Callable[[Any, int, int], dict[str, Tensor]]] = {
     "lfm2_vl": padded_patches,
     "minicpmv4_6": strip_of_patches,
     "minicpmv4_7": strip_of_patches,
+    "molmo2": pooled_crops,
     "paddleocr_vl": square_patches,
+    "perception_lm": rows_of_tiles,
     "video_llama_3": with_merge_sizes,
     "video_llava": named_as_images,
 }
@@ -469,6 +519,8 @@ def together(model: Any, samples: list[families.Sample], side: str = "left") -> 
     inputs = tiny.batch([one["input_ids"] for one in samples], side)
     for name in sorted({name for one in samples for name in one} - {"input_ids"}):
         tensors = [one.get(name) for one in samples]
+        if name == "image_token_pooling":
+            tensors = numbered_on(samples)
         by_sample = name == "pixel_values" and model.config.model_type in BY_SAMPLE
         inputs[name] = rows_of(tensors) if by_sample else joined([one for one in tensors if one is not None])
     arguments = inspect.signature(base_of(model).forward).parameters
@@ -476,6 +528,17 @@ def together(model: Any, samples: list[families.Sample], side: str = "left") -> 
         if name in arguments:
             inputs[name] = (inputs["input_ids"] == IMAGE).long()
     return inputs
+
+
+def numbered_on(samples: list[families.Sample]) -> list[Tensor | None]:
+    """Numbers of patches, counted over the crops of all samples."""
+    numbers: list[Tensor | None] = []
+    before = 0
+    for one in samples:
+        own = one.get("image_token_pooling")
+        numbers.append(None if own is None else own + before)
+        before += 0 if own is None else one["pixel_values"].shape[:2].numel()
+    return numbers
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
@@ -510,6 +573,7 @@ TESTED: list[str] = [
     "deepseek_vl",
     "deepseek_vl_hybrid",
     "exaone4_5",
+    "fast_vlm",
     "gemma3",
     "gemma4",
     "glm46v",
@@ -534,10 +598,12 @@ TESTED: list[str] = [
     "minicpmv4_7",
     "minimax_m3_vl",
     "mistral3",
+    "molmo2",
     "muse_glimmer",
     "ovis2",
     "paddleocr_vl",
     "paligemma",
+    "perception_lm",
     "qianfan_ocr",
     "qwen2_5_omni_thinker",
     "qwen2_5_vl",
@@ -556,34 +622,25 @@ TESTED: list[str] = [
 ]
 """The classes with a tiny model here; older releases of transformers do not have all of them."""
 
-UNCOUNTED: dict[str, str] = {
-    "cohere2_vision": "2.7% below torch's count on the tiny model; the reason was not found yet",
-    "minimax_m3_vl": "its projector maps single patches before it joins them, which is counted for joined ones",
-    "ovis2": "its table of visual words is multiplied as a matrix, which is not counted",
-}
-"""Classes whose FLOPs are not told to 1%, and why."""
-
 _HEADED = "its head is inside the module that joins images and text, which is refused"
 _UNBUILT = "no tiny model of it could be made from its default config yet"
-_TIMM = "its tower is one of timm's, not behind transformers' attention interface, and was not tested"
+_TIMM = "its tower is one of timm's, with convolutions, and it was not tested"
 
 UNTESTED: dict[str, str] = {
     "dots3_note": _UNBUILT,
     "ernie4_5_vl_moe": "its experts are chosen by token types (moe_mm_token_type_ids), and it was not tested",
-    "fast_vlm": _TIMM,
     "gemma3n": _TIMM,
     "glm5_next": _UNBUILT,
-    "granite4_vision": "it hands features to several decoder layers, and none as pooler_output",
+    "granite4_vision": "it adds features of its tower to several decoder layers, and hands none out as pooler_output",
     "hunyuan_vl": "it counts positions along four axes, which is refused",
     "hy_v4_vl": _UNBUILT,
     "inkling2": _UNBUILT,
     "inkling2_loop": _UNBUILT,
     "inkling_mm_model": _UNBUILT,
-    "llama4": _HEADED,
+    "llama4": "one forward maps features, joins them with text and computes logits: nothing can be cut between",
     "mistral_large4": _UNBUILT,
     "muse_spark": _UNBUILT,
     "nemotron_h_omni": _HEADED,
-    "perception_lm": _TIMM,
     "qwen4_exp": _UNBUILT,
     "step3p7": _UNBUILT,
 }

@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 SECONDS = 150
@@ -63,11 +64,31 @@ def _one(rank: int, work: Callable[[int], dict[str, Any]], folder: Path) -> None
             timeout=timedelta(seconds=SECONDS // 2),
         )
         torch.save(work(rank), folder / f"result-{rank}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
+        if dist.is_initialized():  # a command that was run leaves it by itself
+            dist.barrier()
+            dist.destroy_process_group()
     except BaseException:
         (folder / f"error-{rank}.txt").write_text(f"process {rank}: {traceback.format_exc()}")
         os._exit(1)
+
+
+def know_fsdp() -> None:
+    """Let accelerate take FSDP's environment for what it is on CPU too, in this process from now on.
+
+    It asks for an accelerator's backend first, and would train a whole copy in each process. All that follows is its
+    own, and gloo does what FSDP2 needs.
+    """
+    made = AcceleratorState.__init__
+
+    def init(self: Any, *given: Any, fsdp_plugin: Any = None, **named: Any) -> None:
+        made(self, *given, fsdp_plugin=fsdp_plugin, **named)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin, self.distributed_type = fsdp_plugin, DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
 
 
 def environment_of(name: str) -> dict[str, str]:

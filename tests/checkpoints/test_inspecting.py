@@ -29,7 +29,7 @@ def inspected(model_type: str) -> Inspection:
         ("llava", "36 for each picture of 84 pixels"),
         ("gemma3", "9 for each picture of 84 pixels"),
         ("glm4v", "one for 28 x 28 pixels (336 x 336: 144, 672 x 672: 576, 1344 x 1344: 2304)"),
-        ("lfm2_vl", "told by the first picture"),
+        ("lfm3_vl", "told by the first picture"),
         ("mistral3", "one for 28 x 28 pixels (336 x 336: 144, 672 x 672: 576, 1344 x 1344: 2304)"),
     ],
 )

@@ -17,6 +17,7 @@ from transformers import CLIPVisionModel, LlavaForConditionalGeneration, PreTrai
 
 from flowcut import FlowCut, UnsupportedModelError, attach
 from flowcut.checkpoints import load_llava
+from flowcut.checkpoints.conversations import SYSTEM
 
 CASE = "llava15_clip9"
 TOWER = "model.vision_tower.vision_tower."
@@ -130,7 +131,10 @@ def test_the_processor_fits_the_model(folder: Path, aspect: str | None) -> None:
     picture = Image.new("RGB", (200, 90), "white")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    assert text.split() == ["USER:", "<image>", "what", "is", "this", "ASSISTANT:"]
+    assert text == f"{SYSTEM} USER: <image>\nwhat is this ASSISTANT:"
+    answered = [*messages, {"role": "assistant", "content": "a cat"}, {"role": "user", "content": "sure?"}]
+    spoken = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, *answered])
+    assert spoken == "Be brief. USER: <image>\nwhat is this ASSISTANT: a cat</s>USER: sure? "
     inputs = processor(images=picture, text=text, return_tensors="pt")
     assert (inputs["input_ids"] == 128).sum() == 64 and inputs["pixel_values"].shape == (1, 3, 112, 112)
     corner, middle = inputs["pixel_values"][0, :, 0, 0], inputs["pixel_values"][0, :, 56, 56]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 import flowcut
 from flowcut import FlowCut, FlowCutCallback, FlowCutError, VisionZip, attach
+from flowcut.algorithm.calibration import Calibration
 from flowcut.attaching import handle_of
 from flowcut.checkpoints.loading import load_model
-from flowcut.checkpoints.memory import FORMAT, MEMORY, PUBLISHED, read_memory, write_memory
+from flowcut.checkpoints.memory import FORMAT, MEMORY, PUBLISHED, SCHEDULE, read_memory, write_memory
 from flowcut.methods.base import Method
+from flowcut.methods.fixed_schedule import read_calibration, write_calibration
 
 METHODS = [
     FlowCut(target_num=9, history=0.7, cut_every=None),
@@ -34,6 +37,34 @@ def test_every_method_is_remembered_with_all_its_settings(method: Method, tmp_pa
     memory = read_memory(tmp_path)
     assert memory is not None and memory.method == method and memory.base is None
     assert not memory.difference(method)
+
+
+def test_the_file_of_a_schedule_travels_with_the_checkpoint(tmp_path: Path) -> None:
+    calibration = Calibration(feature_layer=5, every=2, shares=(0.25,), ratios=((0.6, 0.8, 1.0),))
+    write_calibration(tmp_path / "mine.json", calibration, "tiny", 2)
+    write_memory(FlowCut(target_num=9, schedule=str(tmp_path / "mine.json")), tmp_path / "written")
+    (tmp_path / "mine.json").unlink()
+    (tmp_path / "written").rename(tmp_path / "moved")
+    memory = read_memory(tmp_path / "moved")
+    assert memory is not None and isinstance(memory.method, FlowCut)
+    assert memory.method.schedule == str(tmp_path / "moved" / SCHEDULE)
+    assert read_calibration(memory.method.schedule) == calibration
+    write_memory(memory.method, tmp_path / "moved")
+    assert read_memory(tmp_path / "moved") == memory
+
+
+@pytest.mark.parametrize("schedule", ["/etc/schedule.json", "../mine.json", "other.json"])
+def test_a_checkpoint_names_no_file_outside_itself(tmp_path: Path, schedule: str) -> None:
+    calibration = Calibration(feature_layer=5, every=2, shares=(0.25,), ratios=((0.6, 0.8, 1.0),))
+    write_calibration(tmp_path / "mine.json", calibration, "tiny", 2)
+    file = write_memory(FlowCut(target_num=9, schedule=str(tmp_path / "mine.json")), tmp_path / "written")
+    file.write_text(file.read_text().replace(SCHEDULE, schedule))
+    with pytest.raises(FlowCutError, match=re.escape(f"names the schedule {schedule!r}. Only {SCHEDULE}, beside it")):
+        read_memory(tmp_path / "written")
+    file.write_text(file.read_text().replace(schedule, SCHEDULE))
+    file.with_name(SCHEDULE).unlink()
+    with pytest.raises(FlowCutError, match="put the file there"):
+        read_memory(tmp_path / "written")
 
 
 def test_a_saved_model_loads_attached_and_gives_what_it_gave(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ COMMANDS = (
     "eval",
     "export",
     "export-tasks",
+    "flow",
     "inspect",
     "methods",
     "models",

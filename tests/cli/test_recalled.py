@@ -59,6 +59,19 @@ def test_compare_takes_the_remembered_budget_and_the_remembered_settings_first(f
     assert told.count("Warning: The checkpoint was trained with target_num=9") == 1
 
 
+def test_a_benchmark_measures_the_remembered_method_and_budget(folder: Path) -> None:
+    asked = ["bench", "--model", str(folder), "--image", str(folder / "picture.png"), "--question", "what is shown ?"]
+    asked += ["--new-tokens", "2", "--rounds", "1", "--device", "cpu", "--json"]
+    for given, budget in (((), 9), (("--target-num", "5"), 5)):
+        done = CliRunner().invoke(app, [*asked, *given])
+        assert done.exit_code == 0, done.output
+        cases = json.loads(done.stdout)["cases"]
+        assert [case["target_num"] for case in cases] == [None, budget] and cases[1]["method"] == "flowcut(history=0.7)"
+        told = " ".join(done.stderr.split())
+        assert "was trained with flowcut(history=0.7,target_num=9)" in told
+        assert ("Warning: The checkpoint was trained with target_num=9" in told) == (budget == 5)
+
+
 def test_an_evaluation_takes_the_remembered_method_and_budget() -> None:
     assert rows_wanted(None, None, None) == ("flowcut", [192, 128, 64, 32])
     assert rows_wanted(None, None, Memory(TRAINED)) == ("flowcut(history=0.7)", [9])

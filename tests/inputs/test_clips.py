@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import tiny_checkpoint
@@ -17,7 +20,7 @@ from typer.testing import CliRunner
 
 from flowcut.cli import app
 from flowcut.errors import FlowCutError
-from flowcut.inputs.clips import load_clip
+from flowcut.inputs.clips import Clip, load_clip
 
 FRAMES = 6
 GRIDS = {
@@ -68,7 +71,7 @@ def test_a_question_about_a_video(clip: Path, tmp_path: Path, name: str) -> None
 def test_frames_are_those_of_the_file(clip: Path) -> None:
     few, whole = load_clip(clip, 4), load_clip(clip, 100)
     assert few.frames.shape == (4, 120, 160, 3) and whole.frames.shape == (24, 120, 160, 3)
-    assert few.metadata.frames_indices.tolist() == [0, 8, 15, 23]
+    assert few.metadata.frames_indices == [0, 8, 15, 23]
     assert few.metadata.fps == 12 and few.metadata.total_num_frames == 24
     assert np.array_equal(few.frames, whole.frames[[0, 8, 15, 23]])
     assert not np.array_equal(few.frames[0], few.frames[1])
@@ -91,3 +94,95 @@ def test_mistakes(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(FlowCutError, match=r"pip install 'flowcut\[video\]'"):
         load_clip(clip)
+
+
+def write_clip(path: Path, shown: list[int], codec: str = "mpeg4", rate: int = 100) -> Path:
+    """A film with a ``codec`` of frames that grow brighter, each shown from so many ``1 / rate`` seconds on."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, one in enumerate(shown):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * number, dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = one, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(loaded: Clip) -> list[int]:
+    """Which frames of :func:`write_clip` these are."""
+    return (loaded.frames.mean(axis=(1, 2, 3)) / 8).round().astype(int).tolist()
+
+
+def turned(clip: Path, path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The same film with another display matrix in its header, as a phone writes that was held another way."""
+    content = bytearray(clip.read_bytes())
+    begin = content.index(b"tkhd") + 44
+    a, b, c, d = (one << 16 for one in matrix)
+    content[begin : begin + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "quarters"), [((0, 1, -1, 0), -1), ((0, -1, 1, 0), 1), ((-1, 0, 0, -1), 2), ((1, 0, 0, 1), 0)]
+)
+def test_a_film_is_upright_however_the_camera_was_held(
+    clip: Path, tmp_path: Path, matrix: tuple[int, int, int, int], quarters: int
+) -> None:
+    stored, loaded = load_clip(clip, 3), load_clip(turned(clip, tmp_path / "turned.mp4", matrix), 3)
+    assert np.array_equal(loaded.frames, np.rot90(stored.frames, quarters, axes=(1, 2)))
+    assert (loaded.metadata.height, loaded.metadata.width) == loaded.frames.shape[1:3]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_of_a_variable_rate_are_chosen_by_their_time(tmp_path: Path, suffix: str) -> None:
+    path = write_clip(tmp_path / f"variable{suffix}", [0, 1, 2, 50, 51, 200, 201, 250, 400])
+    assert numbers(load_clip(path, 5)) == [0, 4, 5, 7, 8]  # those nearest to 0, 1, 2, 3 and 4 s
+    assert numbers(load_clip(path, 8)) == [0, 4, 5, 7, 8]  # none of them twice
+    whole = load_clip(path, 9)
+    assert numbers(whole) == list(range(9)) and whole.metadata.total_num_frames == 9
+    real = np.array([0, 0.01, 0.02, 0.5, 0.51, 2, 2.01, 2.5, 4])
+    assert np.abs(np.array(whole.metadata.timestamps) - real).max() <= 0.5 / whole.metadata.fps
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_few_and_odd_numbers_of_frames(tmp_path: Path, count: int) -> None:
+    path = write_clip(tmp_path / "few.mp4", list(range(count)), rate=25)
+    assert numbers(load_clip(path, 8)) == list(range(count))
+    assert len(load_clip(path, 3).frames) == min(3, count)
+
+
+def test_a_film_that_breaks_off_gives_what_is_there_of_it(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mpg", list(range(30)), "mpeg2video", 25)
+    broken = tmp_path / "broken.mpg"
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r"broken\.mpg breaks off after \d+ of \d+ frames"):
+        loaded = load_clip(broken, 4)
+    assert len(loaded.frames) == len(loaded.metadata.frames_indices) == 4
+    assert numbers(loaded) == loaded.metadata.frames_indices and 5 < numbers(loaded)[-1] < 29
+    header = tmp_path / "header.mpg"
+    header.write_bytes(whole.read_bytes()[:40])
+    with pytest.raises(ValueError, match="not a video that can be decoded"):
+        load_clip(header)
+
+
+def test_a_film_of_which_nothing_is_left(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "film.avi", list(range(9)), "mpeg4", 25)
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"movi") + 20
+    content[begin:-300] = bytes(len(content) - 300 - begin)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"film\.avi is not a video that can be decoded"):
+        load_clip(path)
+
+
+def test_a_sound_is_no_film(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match=r"sound\.mp4 is not a video that can be decoded: it holds no video\."):
+        load_clip(tmp_path / "sound.mp4")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowcut.inputs.pictures import load_image
+from flowcut.inputs.pictures import image_size, load_image
 
 RAMP = np.linspace(0.0, 1.0, 24 * 30).reshape(24, 30)
 """Every grey of 8 bits, from black to white."""
@@ -209,3 +209,13 @@ def test_what_is_no_picture_says_what_it_is(tmp_path: Path) -> None:
             load_image(path)
         assert message in str(caught.value) and str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_size_is_that_of_the_upright_picture(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 24)).save(tmp_path / "camera.jpg", exif=exif)
+    assert image_size(tmp_path / "camera.jpg") == loaded(tmp_path / "camera.jpg").shape[:2]
+    with pytest.raises(ValueError, match="too large"):
+        image_size(white_png(tmp_path / "huge.png", 14_000))

@@ -7,7 +7,7 @@ import tiny
 import tiny_checkpoint
 from PIL import Image
 
-from flowcut.checkpoints.llava import CHAT_TEMPLATE
+from flowcut.checkpoints.conversations import CHAT_TEMPLATE
 from flowcut.inputs.prompting import build_prompt, model_inputs
 
 TEMPLATE_WITH_BEGIN = "{{ '<s>' }}" + CHAT_TEMPLATE

@@ -10,7 +10,8 @@ import pytest
 import toy_questions
 from PIL import Image
 
-from flowcut.llava_files.pictures import path_in, squared, visual_of
+from flowcut.inputs.files import path_in
+from flowcut.llava_files.pictures import squared, visual_of
 from flowcut.llava_files.questions import Question
 
 

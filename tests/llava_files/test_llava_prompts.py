@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from flowcut import UnsupportedModelError
-from flowcut.checkpoints.llava import CHAT_TEMPLATE
-from flowcut.llava_files.prompts import OWN, SYSTEM, VICUNA, check_mode, inputs_of
+from flowcut.checkpoints.conversations import CHAT_TEMPLATE, SYSTEM
+from flowcut.llava_files.prompts import OWN, VICUNA, check_mode, inputs_of
 
 PICTURES = [Image.new("RGB", (90, 90), colour) for colour in ("red", "blue")]
 TEXTS = ["what is word3 shown ?", "word1"]

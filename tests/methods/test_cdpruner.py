@@ -35,6 +35,14 @@ def test_every_step_has_the_largest_determinant() -> None:
 def test_more_tokens_than_the_kernel_has_rank() -> None:
     features = torch.randn(12, 3, generator=generator(4))
     assert largest_determinant(features @ features.T, 12).tolist() == list(range(12))
+    assert largest_determinant(torch.zeros(4, 4), 3).tolist() == [0, 1, 2]
+
+
+def test_behind_the_rank_the_diagonal_decides_whatever_it_is_a_multiple_of() -> None:
+    lengths = torch.tensor([1.0, 5.0, 2.0, 4.0, 3.0])
+    kernel = lengths[:, None] * lengths
+    for factor in (1.0, 1e-6, 1e6):
+        assert [largest_determinant(factor * kernel, count).tolist() for count in (1, 2, 3)] == [[1], [1, 3], [1, 3, 4]]
 
 
 def test_relevance() -> None:

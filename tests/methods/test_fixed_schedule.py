@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,14 @@ def test_a_file_gives_the_same_numbers_to_every_picture(written: str) -> None:
     found = after_layers(tiny.tiny_model(), FlowCut(target_num=TARGET, schedule=written))
     assert found[0] == found[1] == found[2] and found[0][-1] == 1 + TARGET
     assert fixed_schedule.read_calibration(written) == CALIBRATION
+
+
+def test_a_file_that_was_written_anew_is_read_anew(written: str) -> None:
+    assert fixed_schedule.read_calibration(written) == CALIBRATION
+    other = replace(CALIBRATION, shares=tuple(share / 2 for share in CALIBRATION.shares))
+    fixed_schedule.write_calibration(Path(written), other, "tiny", 3)
+    os.utime(written, ns=(1, 1))  # the clock of a file system may be too coarse to see it
+    assert fixed_schedule.read_calibration(written) == other
 
 
 def test_it_is_written_on_the_command_line(written: str) -> None:

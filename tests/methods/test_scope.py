@@ -15,7 +15,7 @@ from flowcut.methods.scope import salient_cover
 def test_as_released(seed: int) -> None:
     drawn = generator(seed)
     features, attention = torch.randn(60, 16, generator=drawn), torch.rand(60, generator=drawn)
-    assert salient_cover(features, attention, 14).tolist() == RELEASED["scope"][seed]
+    assert salient_cover(features[None], attention[None], (14,))[0].tolist() == RELEASED["scope"][seed]
 
 
 def test_every_step_has_the_largest_gain() -> None:
@@ -35,7 +35,16 @@ def test_every_step_has_the_largest_gain() -> None:
             if token not in chosen
         }
         chosen.append(max(gains, key=lambda token: gains[token]))
-        assert salient_cover(features, saliency, count).tolist() == sorted(chosen)
+        assert salient_cover(features[None], saliency[None], (count,))[0].tolist() == sorted(chosen)
+
+
+def test_images_together_choose_what_each_does_alone() -> None:
+    drawn = generator(8)
+    features, saliency = torch.randn(3, 40, 8, generator=drawn), torch.rand(3, 40, generator=drawn)
+    together = salient_cover(features, saliency, (12, 5, 9))
+    for row, count in enumerate((12, 5, 9)):
+        alone = salient_cover(features[row : row + 1], saliency[row : row + 1], (count,))[0].tolist()
+        assert together[row].tolist() == alone + [0] * (12 - count)
 
 
 def test_bad_settings() -> None:

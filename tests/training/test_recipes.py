@@ -32,8 +32,7 @@ TYPES = {
     "zero3": DistributedType.DEEPSPEED,
 }
 each_recipe = pytest.mark.parametrize("name", TYPES)
-TRAINED = ["ddp", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
-"""On CPU accelerate itself knows no FSDP; ``test_two_processes.py`` has its preparation of a model."""
+TRAINED = ["ddp", "fsdp2", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
 
 
 @each_recipe
@@ -107,8 +106,12 @@ def trained(folder: Path, processes: int) -> dict[str, Tensor]:
     trainer = Trainer(model, settings, collate, Rows())
     trainer.train()
     if processes > 1:
-        used = "DeepSpeedEngine" if "ACCELERATE_USE_DEEPSPEED" in os.environ else "DistributedDataParallel"
-        assert type(trainer.model_wrapped).__name__ == used
+        used = {
+            "ACCELERATE_USE_DEEPSPEED": "DeepSpeedEngine",
+            "ACCELERATE_USE_FSDP": "FSDPLlavaForConditionalGeneration",
+        }
+        expected = [form for told, form in used.items() if told in os.environ] or ["DistributedDataParallel"]
+        assert [type(trainer.model_wrapped).__name__] == expected
     return {name: whole(weight) for name, weight in model.named_parameters()}
 
 
@@ -133,6 +136,7 @@ def test_two_processes_take_the_steps_of_one(name: str, tmp_path: Path, alone: d
 
     def work(rank: int) -> dict[str, Any]:
         os.environ.update(environment, ACCELERATE_MIXED_PRECISION="no")
+        two_processes.know_fsdp()
         return trained(tmp_path, 2)
 
     found, other = two_processes.run_both(work, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import tiny
 import tiny_checkpoint
+import tiny_qwen
 import tiny_video
 import torch
 from PIL import Image
 
 from flowcut import FlowCut, attach
-from flowcut.training.collating import Collator, blank_row, joined
+from flowcut.training.collating import BAD, Collator, blank_row, joined
 from flowcut.training.conversation import IGNORED, Conversations
 from flowcut.training.dataset import SampleSet
 from flowcut.training.samples import BadSamples, read_samples
@@ -103,6 +105,8 @@ def test_a_template_that_rewrites_earlier_turns_is_told(folder: Path) -> None:
         (said("<image>\nword1", "word2"), "1 <image> in the text, 0 images named"),
         (said("word1", "<image> word2", image="a.png"), "a picture outside the questions"),
         (said("<image>\nword1", "word2", image="gone.png"), "a missing picture: gone.png"),
+        (said("<image>\nword1", "word2", image="../a.png"), "a picture that lies elsewhere: '../a.png' leads out"),
+        (said("<image>\nword1", "word2", image="/etc/a.png"), "a picture that lies elsewhere"),
     ],
 )
 def test_bad_samples_are_named_with_their_reason_and_counted(row: Any, reason: str, folder: Path) -> None:
@@ -124,7 +128,13 @@ def test_too_long_samples_and_broken_pictures_are_bad(folder: Path) -> None:
     # The header of the broken one is whole: that it is broken shows only when it is read.
     assert [sample.name.split()[0] for sample in found.samples] == ["broken", "plain", "text"]
     assert "too many tokens" in str(bad) and "broken picture" in str(bad) and len(bad) == 2
-    assert torch.equal(found[0]["input_ids"], found[1]["input_ids"]) and len(bad) == 3
+    taken = found[0]
+    assert torch.equal(taken["input_ids"], found[1]["input_ids"]) and len(bad) == 3
+    # A process of its own may have read it, so the batch tells the trainer what was bad.
+    batch = Collator(found.writer.processor)([taken, found[1]])
+    assert list(batch[BAD]) == ["broken of " + str(folder / "rows.jsonl")] and BAD not in Collator(
+        found.writer.processor
+    )([found[1]])
     with pytest.raises(ValueError, match=r"no sample to train on\. All 1 are bad: 1 with too many tokens"):
         samples, bad = samples_of(folder, long)
         SampleSet(samples, writer(), None, bad, max_length=60)
@@ -215,6 +225,27 @@ def test_a_batch_without_a_picture_gets_one_that_enters_no_loss(family: str, fol
         assert torch.allclose(one, other, atol=1e-6)
     reached = [one.grad for name, one in model.named_parameters() if "projector" in name or "merger" in name]
     assert reached and all(one is not None and not one.any() for one in reached)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_video_is_read_and_learned_from(family: str, folder: Path) -> None:
+    pytest.importorskip("av", reason="videos are read with PyAV")
+    make_clip = Path(__file__).parents[2] / "examples" / "make_clip.py"
+    runpy.run_path(str(make_clip))["make_clip"](folder / "clip.mp4")
+    row = said("<video>\nword1", "word3 word4", name="film")
+    samples, bad = samples_of(folder, {**row, "video": "clip.mp4"}, {**row, "video": "gone.mp4"}, GOOD[0])
+    assert len(samples) == 2 and "a missing picture: gone.mp4" in next(iter(bad.named.values()))
+    made, model = writer(family), tiny_video.tiny_model(family)
+    found = SampleSet(samples, made, FlowCut(target_num=4), bad, frames=4)
+    batch = Collator(made.processor)([found[0], found[1]])
+    assert {"pixel_values_videos", "pixel_values"} < batch.keys()
+    labels, ids = batch["labels"][0], batch["input_ids"][0]
+    answer = made.tokenizer("word3 word4", add_special_tokens=False)["input_ids"]
+    assert labels[labels != IGNORED].tolist() == [*answer, 2]
+    with attach(model, FlowCut(target_num=4)) as handle:
+        model(**batch).loss.backward()
+    assert int((ids == tiny_qwen.VIDEO).sum()) > 4 and len(handle.trace.images) == 2
+    assert all(image.tokens_after_layer[-1] < image.tokens_after_layer[0] for image in handle.trace.images)
 
 
 def test_pictures_of_different_tiles_are_filled_up_with_zeros() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import pytest
 import tiny
 import tiny_checkpoint
 import torch
-import yaml
-from safetensors.torch import load_file
+from toy_runs import config_of, make_place, weights
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -21,7 +21,6 @@ from flowcut import FlowCut
 from flowcut.attaching import handle_of
 from flowcut.checkpoints.memory import read_memory
 from flowcut.cli import app
-from flowcut.training.reading import read_config
 from flowcut.training.run import train
 from flowcut.training.trainer import CutTrainer
 
@@ -30,44 +29,7 @@ pytest.importorskip("peft", reason="PEFT is one of the development extras")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint, pictures and twelve samples, every third without a picture."""
-    folder = tmp_path_factory.mktemp("training")
-    tiny_checkpoint.save_checkpoint(folder / "model")
-    rows = []
-    for number in range(12):
-        asked = " ".join(f"word{number + step}" for step in range(1 + number % 4))
-        row: dict[str, Any] = {"id": str(number)}
-        if number % 3:
-            tiny_checkpoint.save_picture(folder / f"{number}.png", 100 + number, 90)
-            row["image"], asked = f"{number}.png", f"<image>\n{asked}"
-        answer = f"word{30 + number}"
-        row["conversations"] = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
-        rows.append(row)
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return folder
-
-
-def config_of(place: Path, name: str, **changes: Any) -> Any:
-    """A configuration; nested keys are added to the usual ones."""
-    told: dict[str, Any] = {
-        "model": str(place / "model"),
-        "output": str(place / name),
-        "method": "flowcut(target_num=9)",
-        "data": {"train": str(place / "rows.json")},
-        "tune": {"rank": 2, "dropout": 0.1},
-        "optimize": {"steps": 5, "batch": 2, "accumulate": 2, "rate": 1e-2},
-        "report": {"log_every": 1, "save_every": 2},
-    }
-    for key, value in changes.items():
-        told[key] = {**told.get(key, {}), **value} if isinstance(value, dict) else value
-    path = place / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(told))
-    return read_config(path)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+    return make_place(tmp_path_factory.mktemp("training"))
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +59,10 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(place: Path, mon
     told = [[(row["step"], row["loss"], row["grad_norm"], row["learning_rate"]) for row in log] for log in logs]
     assert told[0] == told[1] and len(told[0]) == 5
     assert all(0.6 < float(row["visual_tokens_saved"]) < 0.8 for row in logs[0] if row["visual_tokens_saved"])
+    # A cosine behind one update of warm-up.
+    rates = [0.0, *(1e-2 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4))]
+    assert [float(row["learning_rate"]) for row in logs[0]] == pytest.approx(rates, rel=1e-3)
+    assert all(float(row["tokens_per_second"]) > 0 and float(row["seconds_per_step"]) > 0 for row in logs[1])
 
 
 def test_a_run_with_other_settings_is_not_gone_on_with(place: Path) -> None:
@@ -155,6 +121,8 @@ def test_the_parts_that_shall_be_trained_move_and_the_others_do_not(
         for part in ("multi_modal_projector", "language_model", "lm_head", "vision_tower")
         if any(part in key for key in changed)
     } == moved
+    if tune.get("tower") == "lora":
+        assert not any(".layers.7." in key for key in weights(place / name)), "nor has it adapters"
     if tune.get("tower") == "full":
         behind = {key for key in before if "vision_tower" in key and (".layers.7." in key or "post_layernorm" in key)}
         assert behind and not behind & changed, "what the model does not read stays as it is"
@@ -184,6 +152,31 @@ def test_tensorboard_that_is_not_installed_is_told(place: Path, monkeypatch: pyt
     monkeypatch.setattr("flowcut.training.run.find_spec", lambda name: None)
     with pytest.raises(flowcut.FlowCutError, match="pip install tensorboard"):
         train(config_of(place, "board", report={"tensorboard": True}), cpu=True)
+
+
+def test_tensorboard_gets_what_the_log_has(place: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not one of the development extras")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = {"tensorboard": True, "log_every": 1}
+    train(config_of(place, "told", optimize={"steps": 2}, report=report), cpu=True)
+    (file,) = (place / "told").glob("**/events.out.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    rows = list(csv.DictReader((place / "told" / "log.csv").open()))
+    for column, name in (("loss", "train/loss"), ("visual_tokens_saved", "train/visual_tokens_saved")):
+        written = [event.value for event in events.Scalars(name)]
+        assert written == pytest.approx([float(row[column]) for row in rows if row[column]], rel=1e-3)
+
+
+def test_a_picture_that_breaks_in_another_process_is_counted(place: Path) -> None:
+    (place / "broken.png").write_bytes((place / "1.png").read_bytes()[:300])
+    rows = json.loads((place / "rows.json").read_text())
+    (place / "broken.json").write_text(json.dumps([{**rows[1], "image": "broken.png"}, *rows]))
+    data = {"train": str(place / "broken.json")}
+    train(config_of(place, "workers", data=data, optimize={"steps": 4, "workers": 1}), cpu=True)
+    logged = list(csv.DictReader((place / "workers" / "log.csv").open()))
+    assert [row["bad_samples"] for row in logged][-1] == "1"
 
 
 def test_a_checkpoint_is_trained_on_with_the_method_it_remembers(place: Path) -> None:

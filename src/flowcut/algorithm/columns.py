@@ -127,8 +127,8 @@ def keep_columns(
         chosen = keep & (inside if visual is None else inside | visual)
         narrowest, width = torch.stack(chosen.sum(dim=1).aminmax()).tolist()
     on_the_right = not known.full_at_end
-    order = chosen.to(torch.uint8) if not on_the_right else (~chosen).to(torch.uint8)
-    columns = order.sort(dim=1, stable=True).indices
+    order = ~chosen if on_the_right else chosen
+    columns = order.view(torch.uint8).sort(dim=1, stable=True).indices
     index = columns[:, :width] if on_the_right else columns[:, columns.shape[1] - width :]
     even = narrowest == width
     real = torch.ones_like(index, dtype=torch.bool) if even else chosen.gather(1, index)
@@ -137,12 +137,13 @@ def keep_columns(
 
 def ask(keep: Tensor, attention_mask: Tensor | None) -> Known:
     """What :func:`keep_columns` must know, asked for in one question, since each waits for the device."""
-    questions = list(keep.sum(dim=1).aminmax())
-    if attention_mask is not None:
-        attended = attention_mask.to(device=keep.device, dtype=torch.bool)
-        questions += [attended.all(), attended[:, -1].all()]
-    narrowest, widest, *padding = torch.stack(questions).tolist()
-    return Known(narrowest, widest, *(map(bool, padding) if padding else (True, True)))
+    kept = keep.sum(dim=1)
+    if attention_mask is None:
+        left: list[int] = kept.tolist()
+        return Known(min(left), max(left), True, True)
+    attended = attention_mask.to(device=keep.device, dtype=torch.bool)
+    *left, unpadded, full_at_end = torch.cat([kept, attended.all()[None], attended[:, -1].all()[None]]).tolist()
+    return Known(min(left), max(left), bool(unpadded), bool(full_at_end))
 
 
 def all_columns(keep: Tensor, unpadded: bool = False) -> ColumnCut:

@@ -46,7 +46,8 @@ def largest_coverage(
     if steps == 0:
         return torch.zeros(sets, 0, dtype=torch.long, device=features.device)
     normed = torch.nn.functional.normalize(features.float(), dim=-1)
-    similarity = torch.matmul(normed, normed.mT)
+    # What every token would cover anew of every other: at first its similarity to it.
+    new = torch.matmul(normed, normed.mT).relu_()
     weight = features.new_ones(sets, tokens, dtype=torch.float32) if size is None else size.float()
     quality = quality.float()
     rest = quality * NOTHING_NEW
@@ -54,15 +55,15 @@ def largest_coverage(
         weight = weight.masked_fill(~valid, 0.0)
         rest = rest.masked_fill(~valid, float("-inf"))
     weight = (weight / weight.sum(dim=1, keepdim=True))[..., None]
-    covered = torch.zeros(sets, 1, tokens, device=features.device)
     order: list[Tensor] = []
     for step in range(steps):
         if first is not None and step < first.shape[1]:
             best = first[:, step : step + 1]
         else:
-            added = torch.matmul((similarity - covered).relu_(), weight)[..., 0]
+            added = torch.matmul(new, weight)[..., 0]
             best = torch.addcmul(rest, added, quality).argmax(dim=1, keepdim=True)
         order.append(best)
-        rest = rest.scatter(1, best, float("-inf"))
-        covered = torch.maximum(covered, similarity.gather(1, best[..., None].expand(-1, -1, tokens)))
+        if step + 1 < steps:
+            rest = rest.scatter(1, best, float("-inf"))
+            new.sub_(new.gather(1, best[..., None].expand(-1, -1, tokens))).relu_()
     return in_order(torch.cat(order, dim=1), counts, tokens)

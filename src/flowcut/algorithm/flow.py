@@ -167,8 +167,26 @@ def glimpse(
     return Glimpse(tuple(logits), mean)
 
 
-def compare(glimpses: Sequence[Glimpse], prefix: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Score the patches of several layers that saw the same tokens.
+@dataclass(frozen=True)
+class Terms:
+    """What several layers said about every patch.
+
+    Attributes:
+        weights: relation A and, where it counts, semantic relevance M: ``[B, layers, terms, N]``, each of them the mean
+            over heads of a softmax over all tokens.
+        shares: the same, divided by their sums over the (real) patches.
+        density: R, ``[B, layers, N]``; ``None`` where it does not count.
+        scores: ``[B, layers, N]``.
+    """
+
+    weights: Tensor
+    shares: Tensor
+    density: Tensor | None
+    scores: Tensor
+
+
+def terms_of(glimpses: Sequence[Glimpse], prefix: int, valid: Tensor | None = None) -> Terms:
+    """Score the patches of several layers that saw the same tokens, and keep what the scores are made of.
 
     ``S = (A / sum A + M / sum M) * R`` (paper, eq. 1 to 5): relation A is the global token's attention, semantic
     relevance M the softmax over ``v_g . v_j``, each the mean over heads; density R is the L1 norm of the values' mean
@@ -177,9 +195,6 @@ def compare(glimpses: Sequence[Glimpse], prefix: int, valid: Tensor | None = Non
     Args:
         glimpses: one of every layer, all with the same terms.
         prefix, valid: see :func:`global_row`.
-
-    Returns:
-        Scores ``[B, layers, N]``, and the last layer's relation as a share, ``[B, N]``.
     """
     terms = len(glimpses[0].logits)
     logits = torch.stack([row for one in glimpses for row in one.logits], dim=1)
@@ -187,10 +202,17 @@ def compare(glimpses: Sequence[Glimpse], prefix: int, valid: Tensor | None = Non
         logits = logits.masked_fill(~valid[:, None, None, :], float("-inf"))
     weights = logits.softmax(dim=-1).mean(dim=2)[..., prefix:]
     shares = share(weights, None if valid is None else valid[:, None, prefix:])
-    shares = shares.reshape(len(shares), len(glimpses), terms, -1)
+    weights, shares = (part.reshape(len(part), len(glimpses), terms, -1) for part in (weights, shares))
     scores = shares.sum(dim=2) if terms > 1 else shares[:, :, 0]
     values = [one.value for one in glimpses if one.value is not None]
+    density: Tensor | None = None
     if values:
-        density: Tensor = torch.linalg.vector_norm(torch.stack(values, dim=1), ord=1, dim=-1)
+        density = torch.linalg.vector_norm(torch.stack(values, dim=1), ord=1, dim=-1)
         scores = scores * density
-    return scores, shares[:, -1, 0]
+    return Terms(weights, shares, density, scores)
+
+
+def compare(glimpses: Sequence[Glimpse], prefix: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scores ``[B, layers, N]`` of :func:`terms_of`, and the last layer's relation as a share, ``[B, N]``."""
+    terms = terms_of(glimpses, prefix, valid)
+    return terms.scores, terms.shares[:, -1, 0]

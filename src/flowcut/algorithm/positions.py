@@ -10,7 +10,7 @@ from .columns import ColumnCut
 def shifted_positions(
     positions: Tensor,
     cut: ColumnCut,
-    removed_before: Tensor,
+    removed_before: Tensor | None,
     dropped: Tensor,
     compact: bool,
     starts: Tensor | None = None,
@@ -20,7 +20,7 @@ def shifted_positions(
     Args:
         positions: ``[B, L]`` as in the uncut batch, or ``[axes, B, L]`` where a position is a place in a picture.
         cut: the plan.
-        removed_before: ``[B]``, columns each sample lost in earlier passes over the same cache.
+        removed_before: ``[B]``, columns each sample lost in earlier passes over the same cache; ``None`` for none.
         dropped: boolean ``[B, L]``, visual tokens dropped now.
         compact: renumber, closing the gaps; otherwise every token keeps its position, as it always
             does where a position has several axes.
@@ -35,5 +35,8 @@ def shifted_positions(
         removed = dropped.cumsum(dim=1)
         if starts is not None:
             removed = removed - (removed - dropped.long()).masked_fill(~starts, 0).cummax(dim=1).values
-        positions = positions - removed_before[:, None] - removed
-    return cut.take(positions).clamp(min=0)
+        if removed_before is not None:
+            removed = removed + removed_before[:, None]
+        positions = positions - removed
+    taken = cut.take(positions)
+    return taken if cut.even and cut.unpadded else taken.clamp(min=0)

@@ -46,14 +46,13 @@ def best_within(scores: Tensor, segment: Tensor, most: Sequence[int]) -> Tensor:
     flat = segment.flatten()
     by_score = scores.flatten().argsort(descending=True, stable=True)
     # Segment by segment, the best first.
-    order = by_score[flat[by_score].argsort(stable=True)]
-    own = flat[order]
+    own, within = flat[by_score].sort(stable=True)
     place = torch.arange(len(own), device=own.device) - torch.searchsorted(own, own)
-    limits = torch.tensor([len(own), *most], device=own.device)
-    chosen = place < limits[own + 1]
-    return torch.zeros_like(chosen).scatter(0, order, chosen).view_as(segment)
+    # The limit of no segment, -1, comes last.
+    chosen = place < torch.tensor([*most, len(own)], device=own.device)[own]
+    return torch.empty_like(chosen).scatter_(0, by_score[within], chosen).view_as(segment)
 
 
 def columns_of(member: Tensor, count: int) -> Tensor:
     """The columns of one row that are ``member`` ``[S]``, ascending; there are ``count``, int64 ``[count]``."""
-    return member.to(torch.uint8).sort(descending=True, stable=True).indices[:count]
+    return member.view(torch.uint8).sort(descending=True, stable=True).indices[:count]

@@ -1,7 +1,8 @@
-"""LLaVA's own checkpoint format, read into ``LlavaForConditionalGeneration`` or ``LlavaNextForConditionalGeneration``.
+"""LLaVA's own checkpoint format, read into Hugging Face's classes of LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision.
 
-The original repositories (``liuhaotian/llava-v1.5-7b``, ``JosephTong/llava-v1.5-7b-flowcut192``) keep a Llama
-config with ``mm_*`` keys and weights named after LLaVA's modules. The vision tower's weights lie in the same
+The original repositories (``liuhaotian/llava-v1.5-7b``, ``liuhaotian/llava-v1.6-vicuna-7b``,
+``lmms-lab/llava-onevision-qwen2-0.5b-ov``) keep the language model's config with ``mm_*`` keys and weights named after
+LLaVA's modules. The vision tower's weights lie in the same
 files or are named by ``mm_vision_tower``.
 """
 
@@ -27,18 +28,19 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-    LlavaProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     MistralConfig,
     PreTrainedConfig,
+    Qwen2Config,
 )
-from transformers.models.clip.image_processing_clip import CLIPImageProcessor
-from transformers.models.llava.image_processing_llava import LlavaImageProcessor
-from transformers.models.llava_next.image_processing_llava_next import LlavaNextImageProcessor
 
-from ..errors import UnsupportedModelError
+from .llava_format import SELECT_STRATEGIES, check_format, cuts_tiles, is_onevision
+from .llava_processor import IMAGE_TOKEN, VIDEO_TOKEN, LlavaKindOfConfig, LlavaKindOfProcessor, build_processor
 
-LlavaModelWithHead = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+LlavaModelWithHead = (
+    LlavaForConditionalGeneration | LlavaNextForConditionalGeneration | LlavaOnevisionForConditionalGeneration
+)
 logger = logging.getLogger(__name__)
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
@@ -49,27 +51,10 @@ RENAMES = {
     "model.": "model.language_model.",
     "lm_head.": "lm_head.",
 }
-SELECT_STRATEGIES = {"patch": "default", "cls_patch": "full"}
-IMAGE_TOKEN = "<image>"
+LANGUAGE_MODELS: dict[str, type[PreTrainedConfig]] = {"Mistral": MistralConfig, "Qwen": Qwen2Config}
+"""By what is in the name of the architecture; else it is Llama."""
+
 PAD_TOKEN = "<pad>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}[message['role']] or '' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-
-
-def is_original_llava(config: dict[str, Any]) -> bool:
-    """Whether a ``config.json`` is in LLaVA's own format."""
-    return "mm_projector_type" in config or "mm_vision_tower" in config
-
-
-def cuts_tiles(original: dict[str, Any]) -> bool:
-    """Whether a config is that of LLaVA-NeXT, which cuts pictures into tiles."""
-    return str(original.get("mm_patch_merge_type", "flat")) != "flat"
 
 
 def load_llava(
@@ -77,7 +62,7 @@ def load_llava(
     *,
     vision_tower: str | Path | PreTrainedConfig | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[LlavaModelWithHead, LlavaProcessor | LlavaNextProcessor | None]:
+) -> tuple[LlavaModelWithHead, LlavaKindOfProcessor | None]:
     """Read a checkpoint in LLaVA's own format.
 
     Args:
@@ -89,12 +74,14 @@ def load_llava(
     Returns:
         The model in evaluation mode, and its processor. A checkpoint without tokenizer files gives ``None`` for
         the processor and keeps its vocabulary; token id 0 (``<unk>``, which LLaVA's tokenizers never make from
-        text) is then the image placeholder. With a tokenizer, ``<image>`` and ``<pad>`` are added to the
-        vocabulary, their rows the mean of all others.
+        text) is then the image placeholder. With a tokenizer, the tokens of pictures, videos (LLaVA-OneVision) and
+        padding that it lacks are added to the vocabulary, their rows the mean of all others. Its chat template is the
+        conversation that LLaVA's scripts use for it.
 
     Raises:
         FileNotFoundError: no ``config.json`` or no weights.
-        UnsupportedModelError: not LLaVA's format, or a projector that is not the two-layer MLP of LLaVA-1.5.
+        UnsupportedModelError: not LLaVA's format, or something in it that Hugging Face's classes do not have, such as a
+            projector that is not the two-layer MLP of LLaVA-1.5.
         ValueError: weights are missing or do not fit the config.
     """
     folder = local_folder(path_or_id)
@@ -105,8 +92,10 @@ def load_llava(
     tokenizer = read_tokenizer(folder)
     image_token_id = 0
     if tokenizer is not None:
-        tokenizer.add_tokens([IMAGE_TOKEN, PAD_TOKEN], special_tokens=True)
-        tokenizer.pad_token = PAD_TOKEN
+        tokenizer.add_tokens([IMAGE_TOKEN, *([VIDEO_TOKEN] if is_onevision(original) else [])], special_tokens=True)
+        if tokenizer.pad_token is None or not is_onevision(original):
+            tokenizer.add_tokens([PAD_TOKEN], special_tokens=True)
+            tokenizer.pad_token = PAD_TOKEN
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     config = convert_config(original, tower_config, image_token_id, tokenizer)
     state = convert_weights(weights, tower_source, config)
@@ -129,32 +118,6 @@ def local_folder(path_or_id: str | Path) -> Path:
     return folder
 
 
-def check_format(original: dict[str, Any], folder: Path) -> None:
-    """Refuse what this loader would get wrong.
-
-    Raises:
-        UnsupportedModelError: see :func:`load_llava`.
-    """
-    if not is_original_llava(original):
-        raise UnsupportedModelError(
-            f"{folder} is not in LLaVA's own format (its config has no mm_* keys). Checkpoints in Hugging Face's "
-            "format load with LlavaForConditionalGeneration.from_pretrained."
-        )
-    if original.get("mm_projector_type") != "mlp2x_gelu":
-        raise UnsupportedModelError(
-            f"mm_projector_type is {original.get('mm_projector_type')!r}; LlavaForConditionalGeneration has the "
-            "two-layer MLP of LLaVA-1.5, 'mlp2x_gelu', and no other."
-        )
-    merge = original.get("mm_patch_merge_type", "flat")
-    if merge not in ("flat", "spatial_unpad"):
-        raise UnsupportedModelError(
-            f"mm_patch_merge_type is {merge!r}; known: 'flat' (LLaVA-1.5) and 'spatial_unpad' (LLaVA-NeXT)."
-        )
-    feature = original.get("mm_vision_select_feature", "patch")
-    if feature not in SELECT_STRATEGIES:
-        raise UnsupportedModelError(f"mm_vision_select_feature is {feature!r}; known: {', '.join(SELECT_STRATEGIES)}.")
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, from safetensors where there are any, else from ``.bin`` files."""
     files = sorted(folder.glob("*.safetensors"))
@@ -171,7 +134,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def read_tower_config(
     original: dict[str, Any], folder: Path, vision_tower: str | Path | PreTrainedConfig | None
 ) -> tuple[PreTrainedConfig, str | None]:
-    """The vision tower's config, and where its weights come from if they are not in the checkpoint."""
+    """The vision tower's config, and where its weights come from if they are not in the checkpoint.
+
+    SigLIP's last layer and its pooling head, which LLaVA leaves out, are left out of a named tower's config.
+    """
     if isinstance(vision_tower, PreTrainedConfig):
         return vision_tower, None
     if vision_tower is None and isinstance(original.get("vision_config"), dict):
@@ -186,7 +152,12 @@ def read_tower_config(
         # LLaVA reads its tower as CLIP, whatever the config says.
         return CLIPVisionConfig.from_pretrained(source), source
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return getattr(config, "vision_config", config), source
+    config = getattr(config, "vision_config", config)
+    if config.model_type == "siglip_vision_model":
+        config = type(config).from_dict(
+            {**config.to_dict(), "num_hidden_layers": config.num_hidden_layers - 1, "vision_use_head": False}
+        )
+    return config, source
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -199,9 +170,12 @@ def read_tokenizer(folder: Path) -> Any:
 
 def convert_config(
     original: dict[str, Any], tower_config: PreTrainedConfig, image_token_id: int, tokenizer: Any
-) -> LlavaConfig | LlavaNextConfig:
+) -> LlavaKindOfConfig:
     """The Hugging Face config that says the same."""
-    text_class = MistralConfig if "Mistral" in "".join(original.get("architectures") or ()) else LlamaConfig
+    architecture = "".join(original.get("architectures") or ())
+    text_class: type[PreTrainedConfig] = next(
+        (kind for name, kind in LANGUAGE_MODELS.items() if name in architecture), LlamaConfig
+    )
     ours = {
         key: value
         for key, value in original.items()
@@ -211,27 +185,35 @@ def convert_config(
         ours["vocab_size"] = max(original["vocab_size"], len(tokenizer))
         ours["pad_token_id"] = tokenizer.pad_token_id
     strategy: Any = SELECT_STRATEGIES[original.get("mm_vision_select_feature", "patch")]
-    form: type[LlavaConfig] | type[LlavaNextConfig] = LlavaConfig
-    tiles: dict[str, Any] = {}
+    layer = original.get("mm_vision_select_layer", -2)
+    form: type[LlavaKindOfConfig] = LlavaConfig
+    own: dict[str, Any] = {"image_seq_length": (tower_config.image_size // tower_config.patch_size) ** 2}
     if cuts_tiles(original):
         form = LlavaNextConfig
         # LLaVA writes resolutions as (width, height), Hugging Face as (height, width).
-        tiles = {"image_grid_pinpoints": [[height, width] for width, height in original["image_grid_pinpoints"]]}
+        own["image_grid_pinpoints"] = [[height, width] for width, height in original["image_grid_pinpoints"]]
+    if is_onevision(original):
+        form = LlavaOnevisionConfig
+        del own["image_seq_length"]
+        own["vision_aspect_ratio"] = original["image_aspect_ratio"]
+        # LLaVA reads the last layer of a SigLIP that lost one, whatever the config says.
+        layer, strategy = -1, "full"
+        # A model without a tokenizer has no token left over for videos.
+        own["video_token_index"] = -1 if tokenizer is None else tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
     return form(
-        **tiles,
+        **own,
         vision_config=tower_config,
         text_config=text_class(**ours),
         image_token_index=image_token_id,
         projector_hidden_act="gelu",
-        vision_feature_layer=original.get("mm_vision_select_layer", -2),
+        vision_feature_layer=layer,
         vision_feature_select_strategy=strategy,
-        image_seq_length=(tower_config.image_size // tower_config.patch_size) ** 2,
         tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
     )
 
 
 def convert_weights(
-    weights: dict[str, Tensor], tower_source: str | None, config: LlavaConfig | LlavaNextConfig
+    weights: dict[str, Tensor], tower_source: str | None, config: LlavaKindOfConfig
 ) -> dict[str, Tensor]:
     """The weights under their Hugging Face names, the vocabulary extended where the config says so."""
     tower = {
@@ -261,7 +243,7 @@ def convert_weights(
     return {name: tensor for name, tensor in state.items() if not name.endswith(("position_ids", "inv_freq"))}
 
 
-def build_model(config: LlavaConfig | LlavaNextConfig, state: dict[str, Tensor]) -> LlavaModelWithHead:
+def build_model(config: LlavaKindOfConfig, state: dict[str, Tensor]) -> LlavaModelWithHead:
     """The model with these weights, in their dtype, in evaluation mode.
 
     Raises:
@@ -270,6 +252,8 @@ def build_model(config: LlavaConfig | LlavaNextConfig, state: dict[str, Tensor])
     form: Any = LlavaForConditionalGeneration
     if isinstance(config, LlavaNextConfig):
         form = LlavaNextForConditionalGeneration
+    if isinstance(config, LlavaOnevisionConfig):
+        form = LlavaOnevisionForConditionalGeneration
     loaded: Any = form.from_pretrained(
         None,
         config=config,
@@ -282,31 +266,3 @@ def build_model(config: LlavaConfig | LlavaNextConfig, state: dict[str, Tensor])
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ValueError(f"The checkpoint's weights do not fit its config: {report}.")
     return model
-
-
-def build_processor(
-    original: dict[str, Any], config: LlavaConfig | LlavaNextConfig, tokenizer: Any
-) -> LlavaProcessor | LlavaNextProcessor:
-    """The processor that prepares pictures and prompts as the original code does."""
-    vision: Any = config.vision_config
-    size = vision.image_size
-    sizes: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    form: Any = LlavaProcessor
-    if isinstance(config, LlavaNextConfig):
-        form = LlavaNextProcessor
-        pinpoints: Any = config.image_grid_pinpoints
-        image_processor: Any = LlavaNextImageProcessor(**sizes, image_grid_pinpoints=pinpoints)
-    elif original.get("image_aspect_ratio") == "pad":
-        image_processor = LlavaImageProcessor(do_pad=True, **sizes)
-    else:
-        image_processor = CLIPImageProcessor(**sizes)
-    processor: LlavaProcessor | LlavaNextProcessor = form(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=vision.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
-    return processor

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from ..errors import UnsupportedModelError
-from .llava import IMAGE_TOKEN, PAD_TOKEN, RENAMES, SELECT_STRATEGIES, TOWER_PREFIX
+from .llava import PAD_TOKEN, RENAMES, TOWER_PREFIX
+from .llava_format import SELECT_STRATEGIES
+from .llava_processor import IMAGE_TOKEN
 
 NAMING_KEYS = (
     "pad_token",

@@ -13,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from ..errors import FlowCutError, UnsupportedModelError
 from ..inputs.pictures import first_line
 from ..models import REFUSED, supported_classes
-from .llava import is_original_llava, load_llava
+from .llava import load_llava
+from .llava_format import is_original_llava
 from .memory import optional_file, read_memory
 from .mini import MINI, mini_folder
 

@@ -7,6 +7,7 @@ file is here; :mod:`.remembering` saves and loads whole models.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +22,9 @@ from ..methods.naming import describe
 
 MEMORY = "flowcut.json"
 """The file's name."""
+
+SCHEDULE = "flowcut-schedule.json"
+"""The name of the calibration of ``FlowCut(schedule="FILE.json")``, which is copied beside it."""
 
 FORMAT = 1
 """Raised when what the file holds changes, so that an older flowcut refuses what it cannot read."""
@@ -81,6 +85,8 @@ def check_memorable(method: Method) -> None:
 def write_memory(method: Method, folder: str | Path, *, base: str | None = None) -> Path:
     """Write ``flowcut.json`` into a checkpoint's folder; all settings, so that later defaults do not change it.
 
+    The file of a calibrated schedule is copied beside it.
+
     Args:
         method: what the checkpoint was trained with.
         folder: the checkpoint's, made if it is not there.
@@ -91,18 +97,20 @@ def write_memory(method: Method, folder: str | Path, *, base: str | None = None)
 
     Raises:
         FlowCutError: see :func:`check_memorable`.
+        OSError: the file of the method's schedule is not there any more.
     """
     check_memorable(method)
-    told: dict[str, Any] = {
-        "format": FORMAT,
-        "flowcut": __version__,
-        "method": method.name,
-        "settings": {field.name: getattr(method, field.name) for field in fields(method)},
-    }
-    if base is not None:
-        told["base"] = base
     path = Path(folder) / MEMORY
     path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
+    if has_file(settings):
+        own = path.with_name(SCHEDULE)
+        if not (own.exists() and own.samefile(settings["schedule"])):
+            shutil.copyfile(settings["schedule"], own)
+        settings["schedule"] = SCHEDULE
+    told: dict[str, Any] = {"format": FORMAT, "flowcut": __version__, "method": method.name, "settings": settings}
+    if base is not None:
+        told["base"] = base
     path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -121,7 +129,7 @@ def read_memory(path_or_id: str | Path) -> Memory | None:
     """
     file = optional_file(path_or_id, MEMORY)
     if file is not None:
-        return parse_memory(file)
+        return parse_memory(file, optional_file(path_or_id, SCHEDULE))
     config = optional_file(path_or_id, "config.json")
     told = json.loads(config.read_text(encoding="utf-8")) if config is not None else {}
     if "mm_projector_type" in told and told.get("target_num") is not None:
@@ -132,8 +140,17 @@ def read_memory(path_or_id: str | Path) -> Memory | None:
     return None
 
 
-def parse_memory(file: Path) -> Memory:
+def has_file(settings: Mapping[str, Any]) -> bool:
+    """Whether a method's settings name a file: that of its schedule."""
+    return str(settings.get("schedule", "")).endswith(".json")
+
+
+def parse_memory(file: Path, schedule: Path | None) -> Memory:
     """What a ``flowcut.json`` says.
+
+    Args:
+        file: it.
+        schedule: the calibration beside it.
 
     Raises:
         FlowCutError: see :func:`read_memory`.
@@ -156,6 +173,13 @@ def parse_memory(file: Path) -> Memory:
             f"{file} names the method {name!r}, which is not known here; known: {', '.join(METHODS)}. Register its "
             f"class with flowcut.METHODS[{name!r}] = ... first, or load the model without flowcut and attach it."
         )
+    if has_file(settings):
+        if settings["schedule"] != SCHEDULE or schedule is None:
+            raise FlowCutError(
+                f"{file} names the schedule {settings['schedule']!r}. Only {SCHEDULE}, beside it, is opened; put the "
+                "file there, under that name, or load the model without flowcut and attach the method yourself."
+            )
+        settings["schedule"] = str(schedule)
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     try:
         method = METHODS[name](**given)

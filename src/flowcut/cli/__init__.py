@@ -20,6 +20,8 @@ __all__ = ["app"]
 def find_commands() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
     """The commands in this folder by name, from the names of its files, and what their files set for the parser."""
     for entry in pkgutil.iter_modules(__path__):
+        if entry.name == "__main__":  # runs by itself, and is not to be imported before
+            continue
         module = import_module(f".{entry.name}", __name__)
         command = getattr(module, f"{entry.name}_command", None)
         if command is not None:

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .eval import rows_wanted
 from .options import (
     DEFAULT_MODEL,
+    DEFAULT_TARGET,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -23,7 +25,9 @@ from .options import (
     printable,
     progress_bar,
     quiet_libraries,
+    recalled,
     user_errors,
+    warn_of_budget,
 )
 from .server_load import Rounds, load_servers
 
@@ -50,9 +54,20 @@ def bench_command(
     ] = None,
     question: Annotated[str, typer.Option(help="What is asked.")] = "What is shown here?",
     methods: Annotated[
-        str, typer.Option(help="Names separated by commas, settings in brackets; the uncut model is always measured.")
-    ] = "flowcut",
-    target_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "64",
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Names separated by commas, settings in brackets; the uncut model is always measured. By default "
+            "what the checkpoint was trained with, else flowcut.",
+            show_default=False,
+        ),
+    ] = None,
+    target_num: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Budgets, separated by commas; by default the one the checkpoint was trained with, else 64.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that every sample generates.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, behind one to warm up.")] = 5,
@@ -112,13 +127,18 @@ def bench_command(
 
             if clock not in CLOCKS:
                 raise ValueError(f"--clock takes {' or '.join(CLOCKS)}, got {clock!r}.")
-            budgets, sizes = (numbers(*given) for given in (("--target-num", target_num), ("--batch-size", batch_size)))
+            sizes = numbers("--batch-size", batch_size)
+            if target_num is not None:
+                numbers("--target-num", target_num)
             if threads is not None:
                 torch.set_num_threads(threads)
-            chosen = ",".join(one for one in methods.split(",") if one.strip() != "none")
+            memory = None if model.startswith(RANDOM) else recalled(model, options.errors)
+            named, budgets = rows_wanted(methods, target_num, memory, str(DEFAULT_TARGET))
+            chosen = ",".join(one for one in named.split(",") if one.strip() != "none")
             cases = cases_of(
                 lambda budget: make_methods(chosen, budget) if chosen else [], budgets, sizes, compiled=compiled
             )
+            warn_of_budget(memory, [case.method for case in cases if case.method is not None], options.errors)
         with subject(options, image, question, attention, decoder_layers) as (network, inputs, told):
             if clock == "process" and told["device"] != "cpu":
                 raise ValueError(f"--clock process is for the CPU alone; the model is on {told['device']}.")

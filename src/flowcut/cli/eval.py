@@ -183,7 +183,9 @@ def checkpoint_name(model: str) -> str:
     return mini_folder().name if model == MINI else model
 
 
-def rows_wanted(methods: str | None, budgets: str | None, memory: Memory | None) -> tuple[str, list[int]]:
+def rows_wanted(
+    methods: str | None, budgets: str | None, memory: Memory | None, usual: str = BUDGETS
+) -> tuple[str, list[int]]:
     """Methods and budgets: those that are given, else those the checkpoint was trained with, else the usual ones.
 
     Raises:
@@ -194,13 +196,13 @@ def rows_wanted(methods: str | None, budgets: str | None, memory: Memory | None)
     if budgets is None and memory is not None:
         if memory.method.target_num is None:
             raise ValueError(
-                f"The checkpoint was trained with {memory}, a share of an image's tokens; an evaluation counts them. "
+                f"The checkpoint was trained with {memory}, a share of an image's tokens; this command counts them. "
                 "Give budgets with --target-num."
             )
         budgets = str(memory.method.target_num)
     if methods is None:
         methods = "flowcut" if memory is None else describe(memory.method)
-    return methods, budgets_in(BUDGETS if budgets is None else budgets)
+    return methods, budgets_in(usual if budgets is None else budgets)
 
 
 def cutting(plans: list[RowPlan]) -> list[Method]:

@@ -43,12 +43,15 @@ def train_command(
             with errors.status("Starting ..."):
                 check_libraries()
                 quiet_transformers()
+                from ..training.processes import leave
                 from ..training.run import train
 
             def tell(line: str) -> None:
                 errors.print(printable(line), soft_wrap=True)
 
             result = train(settings, fresh=fresh, cpu=cpu, tell=tell)
+            if not leave():
+                return
         if as_json:
             typer.echo(json.dumps(asdict(result)))
             return

@@ -1,9 +1,10 @@
-"""Whether a path leads to a file that can be read, asked before anything opens it."""
+"""Where a path leads, asked before anything opens it."""
 
 from __future__ import annotations
 
+import posixpath
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 """The beginning of a web address; ``Path`` leaves only one slash of it. A drive of Windows has one letter."""
@@ -32,3 +33,19 @@ def check_file(path: str | Path, kind: str) -> None:
     if place.exists():
         raise ValueError(f"{path} is a pipe or a device. Save the {kind} to a file first, then give its path.")
     raise FileNotFoundError(f"No {kind} found at {str(path)!r}.")
+
+
+def path_in(folder: Path, name: str) -> Path:
+    """The picture or video that a file of questions or samples names, inside the folder of its pictures.
+
+    Links inside the folder are followed: whoever made the folder made them.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+    """
+    plain = posixpath.normpath(name)
+    foreign = PureWindowsPath(name)
+    leads_out = plain.startswith(("/", "../")) or plain in ("", ".", "..") or "\0" in name
+    if leads_out or foreign.drive or foreign.root or (".." in foreign.parts and "\\" in name):
+        raise ValueError(f"{name!r} leads out of the images folder, so it was not opened.")
+    return folder / plain

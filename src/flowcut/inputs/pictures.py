@@ -18,6 +18,8 @@ from .files import check_file
 WHITE_IS_ZERO = 0
 PHOTOMETRIC, BITS, SAMPLE_FORMAT = 262, 258, 339
 """Tags of a TIFF file."""
+ORIENTATION, LYING = 274, (5, 6, 7, 8)
+"""The tag in which a camera says how it was held, and its values for a picture that lies on its side."""
 
 
 def load_image(source: str | Path | BytesIO, name: str | None = None) -> Image.Image:
@@ -50,6 +52,15 @@ def load_image(source: str | Path | BytesIO, name: str | None = None) -> Image.I
         return upright.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{name} has colours of a kind that cannot be read ({upright.mode}).") from error
+
+
+def image_size(source: str | Path | BytesIO, name: str | None = None) -> tuple[int, int]:
+    """Height and width of a picture that :func:`load_image` would read, from its header; the same errors."""
+    with readable(source, str(source) if name is None else name) as image:
+        # Asking a PNG that has no such tag for it reads the whole picture.
+        tags = image.getexif() if "exif" in image.info or image.format == "TIFF" else {}
+        lies = tags.get(ORIENTATION, 1) in LYING
+        return (image.width, image.height) if lies else (image.height, image.width)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..attaching import Handle, attach, detach
-from ..checkpoints.llava import is_original_llava
+from ..checkpoints.llava_format import is_original_llava
 from ..checkpoints.loading import LoadedModel, read_config
 from ..checkpoints.mini import MINI
 from ..inputs.clips import Clip

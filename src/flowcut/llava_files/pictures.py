@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import posixpath
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from PIL import Image
 
 from ..inputs.clips import Clip, is_video, load_clip
+from ..inputs.files import path_in
 from ..inputs.pictures import readable
 from .questions import Question
 
@@ -44,22 +44,6 @@ def visual_of(question: Question, folder: Path | None) -> Image.Image | Clip | N
         return load_clip(path)
     with readable(path) as image:
         return image.convert("RGB")
-
-
-def path_in(folder: Path, name: str) -> Path:
-    """The file that a question file names, inside the images folder.
-
-    Links inside the folder are followed: whoever made the folder made them.
-
-    Raises:
-        ValueError: the name leads out of the folder.
-    """
-    plain = posixpath.normpath(name)
-    foreign = PureWindowsPath(name)
-    leads_out = plain.startswith(("/", "../")) or plain in ("", ".", "..") or "\0" in name
-    if leads_out or foreign.drive or foreign.root or (".." in foreign.parts and "\\" in name):
-        raise ValueError(f"{name!r} leads out of the images folder, so it was not opened.")
-    return folder / plain
 
 
 def squared(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:

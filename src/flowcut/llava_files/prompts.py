@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..checkpoints.conversations import SYSTEM
 from ..errors import UnsupportedModelError
 from ..inputs.clips import Clip
 from ..inputs.prompting import TEXT, batch_inputs, build_prompt, model_inputs, text_inputs
@@ -17,10 +18,6 @@ OWN = "model"
 MODES = (VICUNA, OWN)
 """LLaVA's ``--conv-mode``: Vicuna's conversation, or the model's own chat template."""
 
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 OF_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 

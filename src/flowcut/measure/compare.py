@@ -12,11 +12,12 @@ from torch import Tensor
 from ..attaching import attach, detach
 from ..checkpoints.loading import LoadedModel
 from ..errors import FlowCutError, NotAppliedError, UnsupportedModelError
+from ..inputs.clips import Clip
 from ..inputs.prompting import model_inputs
 from ..methods import Method
 from ..models import find_parts
 from ..trace import ImageTrace, Trace
-from .run import Outcome, generate, outcome, token_numbers
+from .run import Outcome, check_videos, generate, outcome, token_numbers
 from .timing import Seconds
 
 
@@ -83,7 +84,7 @@ class Comparison:
 def compare(
     loaded: LoadedModel,
     methods: Sequence[Method],
-    image: Image.Image,
+    image: Image.Image | Clip,
     question: str,
     *,
     max_new_tokens: int = 64,
@@ -96,7 +97,7 @@ def compare(
     Args:
         loaded: the model and its processor. A method that is attached to it already is taken off.
         methods: what to compare. One that refuses the model becomes a row with its reason.
-        image: an RGB picture.
+        image: an RGB picture, or the frames of a video.
         question: what is asked.
         max_new_tokens: at most so many tokens per answer.
         repeats: measured runs of each.
@@ -110,8 +111,10 @@ def compare(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     detach(loaded.model)
     _, parts = find_parts(loaded.model)
+    if isinstance(image, Clip):
+        check_videos(loaded, parts)
     inputs = model_inputs(loaded.processor, image, question)
-    pixel_values = inputs["pixel_values"].float().cpu()
+    pixel_values = inputs["pixel_values_videos" if isinstance(image, Clip) else "pixel_values"].float().cpu()
     inputs = inputs.to(loaded.device, dtype=loaded.dtype)
 
     def answer(method: Method) -> tuple[Tensor, Seconds, Trace]:

@@ -75,20 +75,22 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
 
     Args:
         kernel: ``[N, N]``, symmetric, positive semi-definite.
-        tokens: how many. Beyond the kernel's rank, where all determinants are 0, rounding decides.
+        tokens: how many. Beyond the kernel's rank, where all determinants are 0, its diagonal decides.
     """
-    gain = kernel.diagonal().clone()
-    factors = kernel.new_zeros(tokens, len(kernel))
-    # What is chosen stays below all others, whatever rounding makes of their gain.
-    least = torch.zeros_like(gain)
+    # The factors are kept without roots: what a choice explains of every token, and the same over its own gain. The
+    # latter stands beside the kernel, so that one look-up brings all that the next choice is compared with.
+    explained = kernel.new_empty(tokens, len(kernel))
+    known = torch.nn.functional.pad(kernel, (0, tokens))
+    gain = kernel.diagonal().clamp(min=1e-12)
+    # Less of a token's own entry is rounding. What is chosen stays below all others.
+    least, most = (gain * 1e-6).clamp_(min=1e-12), torch.full_like(gain, float("inf"))
     chosen: list[Tensor] = []
     for number in range(tokens):
-        most, best = gain.max(dim=0, keepdim=True)
+        largest, best = gain.max(dim=0, keepdim=True)
         chosen.append(best)
-        own = factors[:number].index_select(1, best)[:, 0]
-        row = torch.addmv(kernel.index_select(0, best)[0], factors[:number].T, own, alpha=-1.0)
-        row *= most.clamp(min=1e-12).rsqrt()
-        factors[number] = row
-        least.index_fill_(0, best, float("-inf"))
-        gain = gain.addcmul(row, row, value=-1.0).index_fill_(0, best, float("-inf")).maximum(least)
+        row, own = known.index_select(0, best)[0].tensor_split([len(kernel)])
+        torch.addmv(row, explained[:number].T, own[:number], alpha=-1.0, out=explained[number])
+        torch.div(explained[number], largest, out=known[:, len(kernel) + number])
+        most.index_fill_(0, best, float("-inf"))
+        gain = gain.addcmul(explained[number], known[:, len(kernel) + number], value=-1.0).clamp_(least, most)
     return torch.cat(chosen).sort().values

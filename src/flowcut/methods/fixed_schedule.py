@@ -60,15 +60,30 @@ def check_schedule(schedule: object) -> None:
     )
 
 
-@cache
 def read_calibration(path: str) -> Calibration:
-    """A calibration from a file of :func:`write_calibration`.
+    """A calibration from a file of :func:`write_calibration`, read again when the file has changed.
 
     Raises:
         ValueError: there is no such file, or it holds something else.
     """
+    file = Path(path).resolve()
+    return parse_calibration(path, file, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@cache
+def parse_calibration(path: str, file: Path, changed: int) -> Calibration:
+    """What a file holds.
+
+    Args:
+        path: as the user gave it, for the message.
+        file: the same, absolute.
+        changed: when.
+
+    Raises:
+        ValueError: see :func:`read_calibration`.
+    """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         return Calibration(
             feature_layer=content["feature_layer"],
             every=content["cut_every"],

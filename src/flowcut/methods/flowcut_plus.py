@@ -132,20 +132,41 @@ class FlowCutPlusPolicy(VisionPolicy):
         self.early_layer = max(middle - 1, 0) if method.early == "merged" else middle
         self.counts: tuple[int, ...] = (tower.patches,) * len(tower.targets)
         self.flow: Tensor | None = None
+        self._glimpses: list[flow.Glimpse] = []
+        self.prefix, self.group = 0, 1
+        self.valid: Tensor | None = None
         self.key: Tensor | None = None
         self.size: Tensor | None = None
         self.states: Tensor | None = None
         self._bias: Tensor | None = None
 
     def observe(self, view: LayerView) -> None:
-        valid = None if view.valid is None else view.valid[:, view.prefix :]
-        score = flow.share(flow.relation(view.query, view.key, view.scaling, view.prefix, view.valid), valid)
-        if self.method.criteria == "all":
-            semantic = flow.share(flow.semantic(view.value, view.prefix, valid=view.valid), valid)
-            score = flow.score(score, semantic, flow.density(view.value, view.prefix))
-        self.flow = flow.accumulate(self.flow, flow.group_means(score, view.group), self.method.history)
+        everything = self.method.criteria == "all"
+        self._glimpses.append(
+            flow.glimpse(
+                view.query,
+                view.key,
+                view.value,
+                view.scaling,
+                view.prefix,
+                view.valid,
+                semantic_scale=1.0 if everything else None,
+                with_density=everything,
+            )
+        )
+        self.prefix, self.valid, self.group = view.prefix, view.valid, view.group
         if view.layer == self.early_layer:
             self.key = view.key[:, :, view.prefix :].transpose(1, 2).flatten(2)
+
+    def _gathered(self) -> Tensor:
+        """The flow of every patch, over all layers seen so far."""
+        if self._glimpses:
+            scores, _ = flow.compare(self._glimpses, self.prefix, self.valid)
+            for current in flow.group_means(scores, self.group).unbind(dim=1):
+                self.flow = flow.accumulate(self.flow, current, self.method.history)
+            self._glimpses.clear()
+        assert self.flow is not None
+        return self.flow
 
     def bias(self, layer: int) -> Tensor | None:
         return self._bias
@@ -158,14 +179,14 @@ class FlowCutPlusPolicy(VisionPolicy):
     def reduce(self, view: OutputView) -> Selection | Merge | None:
         if view.layer != self.tower.last_layer:
             return self._early(view.layer) if self.method.early == "merged" else None
-        assert self.flow is not None
-        check_finite(view.layer, self.flow, view.states)
+        strength = self._gathered()
+        check_finite(view.layer, strength, view.states)
         self.states = view.states
         targets = self.tower.targets
         if targets == self.counts:
             return None
-        selection = self._choose(view.states, self.flow, targets, self.counts, self.size)
-        self.flow, self.states = (gather_tokens(kept, selection.index) for kept in (self.flow, self.states))
+        selection = self._choose(view.states, strength, targets, self.counts, self.size)
+        self.flow, self.states = (gather_tokens(kept, selection.index) for kept in (strength, view.states))
         return selection
 
     def _early(self, layer: int) -> Selection | Merge | None:
@@ -173,17 +194,18 @@ class FlowCutPlusPolicy(VisionPolicy):
         if layer != self.early_layer or layer == self.tower.last_layer or self.method.early == "none":
             return None
         key, self.key = self.key, None
-        assert self.flow is not None and key is not None
+        assert key is not None
         targets = self.tower.targets
         if not self.method.cuts_projected:
             targets = tuple(halfway(self.tower.patches, target) for target in targets)
         if targets == self.counts:
             return None
-        features, scores = key.reshape(*self.flow.shape, -1), self.flow
+        strength = self._gathered()
+        features, scores = key.reshape(*strength.shape, -1), strength
         if self.method.early != "flow":
-            scores = novelty(features, self.flow**self.method.early_quality, self.method.centre)
+            scores = novelty(features, strength**self.method.early_quality, self.method.centre)
         index = top_in_order(scores, targets)
-        self.flow = gather_tokens(self.flow, index)
+        self.flow = gather_tokens(strength, index)
         self.counts = targets
         if self.method.early != "merged":
             return Selection(index, targets)
@@ -206,8 +228,7 @@ class FlowCutPlusPolicy(VisionPolicy):
         return self._choose(states, self.rank() @ weights.mT.float(), targets, counts, None)
 
     def rank(self) -> Tensor:
-        assert self.flow is not None
-        return self.flow
+        return self._gathered()
 
     def _choose(
         self, states: Tensor, strength: Tensor, targets: tuple[int, ...], counts: tuple[int, ...], size: Tensor | None

@@ -29,13 +29,21 @@ def keep_best(view: DecoderView, importance: Importance, targets: Sequence[int])
         NonFiniteError: the importance is not finite. To know this, the host waits for the device.
     """
     scores = importance(view).masked_fill(view.image < 0, 0.0)
-    # One number tells: with NaN or an infinite score among them, a sum is not finite.
-    if not isfinite(scores.sum().item()):
+    check_ranked(view.layer, scores.sum())
+    return best_within(scores, view.image, targets)
+
+
+def check_ranked(layer: int, total: Tensor) -> None:
+    """Refuse scores whose sum is not finite, as it is with NaN or infinity among them; the host waits for the device.
+
+    Raises:
+        NonFiniteError: names the layer.
+    """
+    if not isfinite(total.item()):
         raise NonFiniteError(
-            f"Decoder layer {view.layer} produced NaN or infinite attention inputs, so its tokens cannot "
+            f"Decoder layer {layer} produced NaN or infinite attention inputs, so its tokens cannot "
             "be ranked. Check the inputs and the model's dtype (float16 can overflow; try bfloat16)."
         )
-    return best_within(scores, view.image, targets)
 
 
 def row_of_last(view: DecoderView, states: Tensor) -> Tensor:
@@ -60,9 +68,11 @@ def attention_of_last(view: DecoderView) -> Tensor:
 
     The softmax runs over all real tokens up to that one.
     """
-    columns = torch.arange(view.real.shape[1], device=view.real.device)
-    seen = view.real & (columns <= view.last[:, None])
-    logits = logits_of_last(view).masked_fill(~seen[:, None], float("-inf"))
+    columns = torch.arange(view.image.shape[1], device=view.image.device)
+    unseen = columns > view.last[:, None]
+    if view.real is not None:
+        unseen |= ~view.real
+    logits = logits_of_last(view).masked_fill(unseen[:, None], float("-inf"))
     return logits.softmax(dim=-1).mean(dim=1)
 
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..algorithm.selection import in_order
 from .base import Method
 from .policies import VisionPolicy
-from .saliency import check_finite, ragged, saliency, unit
+from .saliency import check_finite, saliency, unit
 from .views import LayerView, OutputView, Selection, TowerPass
 
 
@@ -62,33 +63,32 @@ class ScopePolicy(VisionPolicy):
             return None
         assert self.attention is not None
         check_finite(view.layer, self.attention, view.states)
-        return ragged(
-            [
-                salient_cover(states, attention**self.alpha, target)
-                for states, attention, target in zip(view.states, self.attention, self.tower.targets, strict=True)
-            ]
-        )
+        index = salient_cover(view.states, self.attention**self.alpha, self.tower.targets)
+        return Selection(index, self.tower.targets)
 
 
-def salient_cover(features: Tensor, saliency: Tensor, tokens: int) -> Tensor:
-    """The tokens of one image that stay, int64 ``[tokens]``, ascending.
+def salient_cover(features: Tensor, saliency: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """The tokens that stay of every image, all of which take their steps together.
 
     A set covers a token by the largest cosine between it and one of the set (0 for the empty set).
 
     Args:
-        features: ``[N, width]``.
-        saliency: ``[N]``, factor on the coverage that a token adds.
-        tokens: how many.
+        features: ``[B, N, width]``.
+        saliency: ``[B, N]``, factor on the coverage that a token adds.
+        counts: how many of each image.
+
+    Returns:
+        int64 ``[B, max(counts)]``, ascending in each row, filled up with 0 behind ``counts[b]`` entries.
     """
+    images, tokens, _ = features.shape
     normed = unit(features)
-    similarity = normed @ normed.T
-    covered = torch.zeros(len(features), device=features.device)
+    # What every token would cover anew of every other: at first its similarity to it.
+    new = torch.matmul(normed, normed.mT).relu_()
+    spent = torch.zeros(images, tokens, device=features.device)
     chosen: list[Tensor] = []
-    spent = torch.zeros(len(features), device=features.device)
-    for _ in range(tokens):
-        added = (similarity - covered).clamp_(min=0.0).sum(dim=1)
-        best = torch.addcmul(spent, added, saliency).argmax(dim=0, keepdim=True)
+    for _ in range(max(counts)):
+        best = torch.addcmul(spent, new.sum(dim=2), saliency).argmax(dim=1, keepdim=True)
         chosen.append(best)
-        spent = spent.index_fill_(0, best, float("-inf"))
-        covered = torch.maximum(covered, similarity.index_select(0, best)[0])
-    return torch.cat(chosen).sort().values
+        spent.scatter_(1, best, float("-inf"))
+        new.sub_(new.gather(1, best[..., None].expand(-1, -1, tokens))).relu_()
+    return in_order(torch.cat(chosen, dim=1), counts, tokens)

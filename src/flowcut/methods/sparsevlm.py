@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..algorithm import flow
 from ..algorithm.segments import columns_of
 from ..algorithm.selection import best_first
 from .base import Method
 from .policies import DecoderPolicy
-from .ranking import keep_best
+from .ranking import check_ranked
 from .views import DecoderView, Recycled
 
 RELEASED = {
@@ -101,13 +103,15 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
 
 def attention_of_raters(view: DecoderView, row: int, rating: Tensor) -> Tensor:
     """Attention that the columns ``rating`` of a sample pay to all columns, mean over heads and raters, ``[S]``."""
-    groups = view.query.shape[1] // view.key.shape[1]
-    query = view.query[row][:, rating].float() * view.scaling
-    key = view.key[row].repeat_interleave(groups, dim=0).float()
-    logits = query @ key.transpose(1, 2)
-    place = torch.arange(key.shape[1], device=key.device)
-    seen = (place[None] <= rating[:, None]) & view.real[row][None]
-    weights = logits.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    heads, shared = view.query.shape[1], view.key.shape[1]
+    # The heads that share keys, as rows of one product.
+    query = view.query[row][:, rating].reshape(shared, heads // shared * len(rating), -1)
+    logits = flow.row_logits(query[None].float(), view.key[row : row + 1], view.scaling)
+    place = torch.arange(view.key.shape[2], device=rating.device)
+    unseen = place > rating[:, None]
+    if view.real is not None:
+        unseen |= ~view.real[row]
+    weights = logits.view(heads, len(rating), -1).masked_fill(unseen, float("-inf")).softmax(dim=-1)
     return weights.mean(dim=(0, 1))
 
 
@@ -121,8 +125,9 @@ def density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     distance = distance / tokens.shape[1] ** 0.5
     nearest = distance.topk(clusters, dim=1, largest=False).values
     density = (-nearest.square().mean(dim=1)).exp()
-    order = torch.arange(len(tokens), device=tokens.device)
-    denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
+    # Of equals the first is denser.
+    rank = density.argsort(descending=True, stable=True).argsort()
+    denser = rank[None] < rank[:, None]
     to_denser = torch.where(denser, distance, distance.max()).min(dim=1).values
     centres = best_first(to_denser * density, clusters).sort().values
     assigned = distance[:, centres].argmin(dim=1)
@@ -139,14 +144,14 @@ class Rated:
         raters: columns of the uncut prompt that rate its tokens.
         entered: its tokens in front of the first cut.
         left: its tokens now, recycled ones included.
-        cut: the columns that the last cut took, and their scores.
+        recycled: the columns that the last cut took and that are recycled, ascending.
     """
 
     row: int
     raters: Tensor
     entered: int
     left: int
-    cut: tuple[Tensor, Tensor] | None = None
+    recycled: Tensor | None = None
 
 
 class SparseVLMPolicy(DecoderPolicy):
@@ -158,13 +163,12 @@ class SparseVLMPolicy(DecoderPolicy):
         self._sourced = False
 
     def enter(self, hidden: Tensor, image: Tensor, last: Tensor) -> None:
-        for number, row, end in places_of_images(image, last):
-            visual = (image[row] == number).nonzero()[:, 0]
-            behind = visual[-1] < torch.arange(image.shape[1], device=image.device)
-            text = (behind & (image[row] < 0))[: end + 1].nonzero()[:, 0]
-            if not len(text):
-                text = last[row : row + 1]
-            rating = text[raters(hidden[row, visual], hidden[row, text])]
+        rows, ends = image.tolist(), last.tolist()
+        for number, row in sorted({(number, row) for row, own in enumerate(rows) for number in own if number >= 0}):
+            visual, text = places_of_image(rows[row], number, ends[row])
+            columns = torch.tensor(visual + text, device=image.device)
+            own, words = hidden[row, columns].tensor_split([len(visual)])
+            rating = columns[len(visual) :][raters(own, words)]
             self.images[number] = Rated(row, rating, len(visual), len(visual))
 
     def select(self, view: DecoderView) -> Tensor:
@@ -173,25 +177,22 @@ class SparseVLMPolicy(DecoderPolicy):
             for one in self.images.values():
                 one.raters = view.source[one.row, one.raters]
         cut = self.method.layers.index(view.layer)
-        scores = torch.zeros_like(view.image, dtype=torch.float32)
-        kept, columns = [], {}
-        for number, target in enumerate(view.targets):
-            if number not in self.images:  # in padding, where nothing rates it
-                kept.append(target)
-                continue
-            one = self.images[number]
-            kept.append(kept_at(cut, one.entered, target))
-            if one.left > kept[-1]:
-                columns[number] = columns_of(view.image[one.row] == number, one.left)
-                rating = columns_of(torch.isin(view.source[one.row], one.raters), len(one.raters))
-                scores[one.row, columns[number]] = attention_of_raters(view, one.row, rating)[columns[number]]
-        keep = keep_best(view, lambda _: scores, kept)
+        keep = view.image < 0
+        sums = []
         for number, one in self.images.items():
-            one.cut = None
-            if number in columns:
-                own = columns[number]
-                gone = own[columns_of(~keep[one.row, own], one.left - kept[number])]
-                one.cut, one.left = (gone, scores[one.row, gone]), kept[number]
+            own = columns_of(view.image[one.row] == number, one.left)
+            kept = kept_at(cut, one.entered, view.targets[number])
+            one.recycled = None
+            if one.left > kept:
+                rating = columns_of(torch.isin(view.source[one.row], one.raters), len(one.raters))
+                scores = attention_of_raters(view, one.row, rating)[own]
+                sums.append(scores.sum())
+                own = own[scores.argsort(descending=True, stable=True)]
+                recycled = min(one.left - kept, int((one.left - kept) * self.method.recycled_share) + 1)
+                one.recycled, one.left = own[kept : kept + recycled].sort().values, kept
+            keep[one.row].index_fill_(0, own[:kept], True)
+        if sums:
+            check_ranked(view.layer, reduce(torch.add, sums))
         return keep
 
     def recycle(self, layer: int, hidden: Tensor) -> list[Recycled]:
@@ -199,19 +200,22 @@ class SparseVLMPolicy(DecoderPolicy):
             return []
         recycled = []
         for one in self.images.values():
-            if one.cut is None:
-                continue
-            columns, scores = one.cut
-            count = min(len(columns), int(len(columns) * self.method.recycled_share) + 1)
-            members = columns[best_first(scores, count).sort().values]
-            centres, cluster = density_peaks(hidden[one.row, members], count // self.method.cluster_size + 1)
-            recycled.append(Recycled(one.row, members, cluster, members[centres]))
-            one.left += len(centres)
+            if one.recycled is not None:
+                clusters = len(one.recycled) // self.method.cluster_size + 1
+                centres, cluster = density_peaks(hidden[one.row, one.recycled], clusters)
+                recycled.append(Recycled(one.row, one.recycled, cluster, one.recycled[centres]))
+                one.left += len(centres)
         return recycled
 
 
-def places_of_images(image: Tensor, last: Tensor) -> list[tuple[int, int, int]]:
-    """Every image's number and row, and that row's last prompt column, from ``[B, S]`` and ``[B]``; sorted."""
-    rows, ends = image.tolist(), last.tolist()
-    found = {(number, row) for row, numbers in enumerate(rows) for number in numbers if number >= 0}
-    return [(number, row, ends[row]) for number, row in sorted(found)]
+def places_of_image(images: list[int], number: int, end: int) -> tuple[list[int], list[int]]:
+    """The columns of an image in its sample, and those of the text behind it; of the last token where none follows.
+
+    Args:
+        images: the image of every column, -1 for text.
+        number: the image's.
+        end: the last column of the prompt.
+    """
+    visual = [column for column, own in enumerate(images) if own == number]
+    text = [column for column in range(visual[-1] + 1, end + 1) if images[column] < 0]
+    return visual, text or [end]

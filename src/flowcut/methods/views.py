@@ -142,7 +142,7 @@ class DecoderView:
         key, value: ``[B, G, S, D]``; with grouped-query attention G divides H.
         scaling: the layer's factor on ``q . k``.
         image: ``[B, S]``, which of the batch's images (or videos) a visual token belongs to, -1 for text.
-        real: ``[B, S]``, false for padding.
+        real: ``[B, S]``, false for padding; ``None`` where it is known that there is none.
         last: ``[B]``, the column of each sample's last prompt token (not of tokens generated without a cache).
         source: ``[B, S]``, the column of the uncut prompt behind every column, -1 in padding.
         targets: how many visual tokens of each image may stay.
@@ -154,7 +154,7 @@ class DecoderView:
     value: Tensor
     scaling: float
     image: Tensor
-    real: Tensor
+    real: Tensor | None
     last: Tensor
     source: Tensor
     targets: tuple[int, ...]

@@ -90,10 +90,13 @@ def important_and_diverse(attention: Tensor, features: Tensor, tokens: int, impo
     left, diverse = ranking[important:], tokens - important
     if not diverse:
         return ranking[:important].sort().values
-    normed = unit(features)
-    while len(left) > diverse:
-        first, second = left[::2], left[1::2]
-        removed = min(step, len(left) - diverse, len(first))
-        duplicate = (normed[first] @ normed[second].T).max(dim=1).values
-        left = torch.cat([first[duplicate.argsort(descending=True, stable=True)[removed:]], second])
-    return torch.cat([ranking[:important], left]).sort().values
+    # With its position behind each token's features, one look-up takes both along; float32 holds it exactly.
+    rest = torch.cat([unit(features), torch.arange(len(features), device=features.device)[:, None]], dim=1)[left]
+    # The second set, below all cosines, goes last, in its order.
+    duplicate = rest.new_full((len(rest),), -2.0)
+    while len(rest) > diverse:
+        normed = rest[:, :-1]
+        torch.amax(normed[::2] @ normed[1::2].T, dim=1, out=duplicate[: len(rest) : 2])
+        removed = min(step, len(rest) - diverse, (len(rest) + 1) // 2)
+        rest = rest[duplicate[: len(rest)].argsort(descending=True, stable=True)[removed:]]
+    return torch.cat([ranking[:important], rest[:, -1].long()]).sort().values

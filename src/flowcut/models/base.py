@@ -31,6 +31,10 @@ class Packing:
             then sees what is left at its uncut place, among zeros. ``merger`` is not watched.
         arrange: given the grids, the patch at every place of the sequence, int64 ``[patches]``, that brings the patches
             of each group together; ``None`` where they are.
+        rows: for a tower that takes images as rows of a batch, filled up to one length: given its positional and
+            keyword arguments, int64 ``[patches]``, where the patches of every image stand in the rows laid end to end.
+        flops_in_front: for a tower of which only the last layers are cut: given how many patches of an image these
+            see, what it costs in front of them.
     """
 
     merger: nn.Module
@@ -43,6 +47,8 @@ class Packing:
     read: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
     restores: bool = False
     arrange: Callable[[Tensor], Tensor | None] | None = None
+    rows: Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    flops_in_front: Callable[[int], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class VisionTower:
         prefix: leading tokens that are not patches, CLS first; 0 where there is no CLS.
         patch_size: pixels along one side of a patch.
         keywords: whether it hands keyword arguments of its call on to its layers.
+        pooler: what condenses its last states to one vector, where it does, whether or not the model reads that.
         packing: for a tower without a batch dimension, how it packs its images.
     """
 
@@ -70,6 +77,7 @@ class VisionTower:
     prefix: int
     patch_size: int
     keywords: bool = True
+    pooler: nn.Module | None = None
     packing: Packing | None = None
 
     @property
@@ -88,6 +96,7 @@ class ModelParts:
         base: the module whose ``forward`` joins image features and text (``LlavaModel`` and the like).
         tower: the vision tower of images, and of every modality without a tower of its own.
         projector: maps tower features into the language model.
+        projector_flops: what one visual token costs behind the tower, where the projector's modules do not tell.
         language_model: the decoder, without its head.
         decoder_layers: the decoder's layers, in order.
         placeholders: token id that stands for one visual token in ``input_ids``, by modality (``"image"``).
@@ -124,6 +133,7 @@ class ModelParts:
     grid_positions: bool = False
     injection: str | None = None
     tokens_per_image: int = 0
+    projector_flops: int | None = None
     first_position: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
 

@@ -5,17 +5,20 @@
 * linear attention (gated delta rule): see :func:`recurrent_flops`;
 * in a vision layer that cuts, the output projection and the MLP work on the tokens that go on (in Qwen's towers the
   MLP alone); attention is counted for all queries, though only those tokens' are computed where there is no padding;
+* padding is not counted, neither that of prompts nor that of tiles which keep different numbers of patches;
 * attention within frames or windows (Qwen's towers): n * n is the sum over them;
 * patch embedding: ``2 * in_channels * patch^2 * width`` for each patch;
+* a tower's pooling head (SigLIP, ViT), which runs whether or not the model reads it: see :func:`pooler_cost`;
 * a vision tower that is not taken apart, with its projector: counted by torch, see ``stages/tower/whole.py``.
 
-Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, the language model's
-head and the scoring itself (the global token's row, below 0.1%) are not counted either.
+Decode steps are not counted; ``docs/how-a-pass-works.md`` says what one costs. Norms, activations, resized
+position embeddings, the language model's head and the scoring itself (the global token's row, below 0.1%) are not
+counted either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +119,22 @@ def recurrent_flops(module: Any) -> int:
     return int(module.num_v_heads) * each
 
 
+def pooler_cost(pooler: nn.Module | None) -> tuple[int, int]:
+    """FLOPs of a tower's pooling head: for every token that leaves the last layer, and once.
+
+    An attention pooling head maps every token to a key and a value of size d, which one learned query looks at
+    (``4 d d + 4 d``); its other maps work on one vector. Any other head works on one token alone.
+    """
+    if pooler is None:
+        return 0, 0
+    attention = next((part for part in pooler.modules() if isinstance(part, nn.MultiheadAttention)), None)
+    if attention is None:
+        return 0, linear_flops(pooler)
+    width = attention.embed_dim
+    each = 4 * width * width
+    return each + 4 * width, linear_flops(pooler) - each
+
+
 @dataclass(frozen=True)
 class ModelCosts:
     """The numbers that the formulas need, taken from one model."""
@@ -126,6 +145,9 @@ class ModelCosts:
     tower_inner_linear: int
     tower_outer_linear: int
     tower_width: int
+    in_front: Callable[[int], int] | None
+    pooler_each: int
+    pooler_once: int
     projector_linear: int
     decoder: tuple[LayerCost, ...]
 
@@ -138,6 +160,7 @@ class ModelCosts:
         whole = not parts.tower.layers
         width = 0 if whole else packing.width if packing else tower.hidden_size
         values = 0 if whole else packing.values if packing else tower.num_channels * parts.tower.patch_size**2
+        pooler_each, pooler_once = pooler_cost(parts.tower.pooler)
         mergers = [parts.projector, *(packing.deepstack if packing else ())]
         projection = 0 if packing or whole else linear_flops(parts.tower.projections[0])
         return cls(
@@ -147,7 +170,12 @@ class ModelCosts:
             tower_inner_linear=0 if whole else linear_flops(parts.tower.attentions[0]) - projection,
             tower_outer_linear=0 if whole else linear_flops(parts.tower.mlps[0]) + projection,
             tower_width=width,
-            projector_linear=sum(linear_flops(merger) for merger in mergers),
+            in_front=packing.flops_in_front if packing else None,
+            pooler_each=pooler_each,
+            pooler_once=pooler_once,
+            projector_linear=sum(linear_flops(merger) for merger in mergers)
+            if parts.projector_flops is None
+            else parts.projector_flops,
             decoder=tuple(layer_cost(layer, text) for layer in parts.decoder_layers),
         )
 
@@ -168,9 +196,14 @@ class ModelCosts:
         """
         if pairs is None:
             pairs = [into * into for into in tokens_into_layer]
-        return patches * self.patch_embedding + sum(
-            into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * pair * self.tower_width
-            for into, after, pair in zip(tokens_into_layer, tokens_after_layer, pairs, strict=True)
+        pooled = self.pooler_each * tokens_after_layer[-1] + self.pooler_once if len(tokens_after_layer) else 0
+        return (
+            (patches * self.patch_embedding if self.in_front is None else self.in_front(patches))
+            + pooled
+            + sum(
+                into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * pair * self.tower_width
+                for into, after, pair in zip(tokens_into_layer, tokens_after_layer, pairs, strict=True)
+            )
         )
 
     def uncut_tower(self, patches: int, pairs: Sequence[int] | None = None) -> int:

@@ -18,15 +18,26 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .base import FeatureChoice, ImageLayout, ModelFamily, ModelParts, VisionTower
+from .costs import linear_flops
 from .decoders import decoder_layers_of, injection_of, why_decoder_stays_whole
 from .packed_towers import find_packed_tower
 from .readings import READINGS, Reading, layers_read, squared_layout
+from .refused import WHOLE
 from .towers import LAYOUTS, find_tower
 
 PLACEHOLDERS = ("image_token_id", "image_token_index")
 """Names under which configs hold the placeholder of a visual token."""
 
-PROJECTORS = ("multi_modal_projector", "mm_projector", "aligner", "vision_projection", "projector")
+PROJECTORS = (
+    "multi_modal_projector",
+    "mm_projector",
+    "aligner",
+    "vision_projection",
+    "projector",
+    "visual_embeddings_table",
+    "embed_vision",
+    "merger",
+)
 """Names of the module that maps a tower's features into the language model."""
 
 MERGES = {
@@ -37,6 +48,8 @@ MERGES = {
     "VideoLlama3Model": 2,
 }
 """Sides of the squares of patches that become one token, of models that join them and do not name it themselves."""
+
+MINICPM = ("MiniCPMV4_6Model", "MiniCPMV4_7Model")
 
 FIRST_POSITIONS = {"PaliGemmaModel": 1}
 """Models that count the positions of a prompt from another number than 0."""
@@ -74,14 +87,12 @@ class General(ModelFamily):
         if reading is not None and encoder.config.model_type in LAYOUTS:
             tower, projector = find_tower(encoder.get_submodule(reading.inside)), projector_of(base)
         else:
-            merge = MERGES.get(type(base).__name__) or int(getattr(model.config, "spatial_merge_size", 1))
-            tower, projector = find_packed_tower(encoder, merge) or (whole_tower(encoder), nn.Identity())
+            tower, projector = find_packed_tower(encoder, merge_of(base)) or (whole_tower(encoder), nn.Identity())
             if tower.packing is not None and tower.packing.restores:
                 projector = projector_of(base)
         if not tower.layers:
-            refusals["tower"] = (
-                f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
-            )
+            unknown = f"has a vision tower ({type(encoder).__name__}) whose inside is not known, and stays whole"
+            refusals["tower"] = WHOLE.get(type(base).__name__, unknown)
         reason = why_decoder_stays_whole(decoder) or masked_by_types(base)
         if reason:
             refusals["decoder"] = reason
@@ -97,6 +108,7 @@ class General(ModelFamily):
             group=reading.square(model.config) ** 2 if reading else 1,
             grid_positions=hasattr(model, "compute_3d_position_ids"),
             tokens_per_image=tokens_per_image(model),
+            projector_flops=projector_flops(model),
             first_position=FIRST_POSITIONS.get(type(base).__name__, 0),
             injection=injection_of(decoder),
             refusals=refusals,
@@ -140,6 +152,18 @@ class General(ModelFamily):
         return [squared_layout(grid, square)] * images
 
 
+def merge_of(base: Any) -> int:
+    """Side of the squares of patches that become one token, where they are joined outside the tower."""
+    kind = type(base).__name__
+    if kind == "Gemma4Model":
+        return int(base.config.vision_config.pooling_kernel_size)
+    if kind == "Lfm2VlModel":
+        return int(base.config.downsample_factor)
+    if kind in MINICPM:
+        return int(base.config.merge_kernel_size[0] ** base.config.merger_times)
+    return MERGES.get(kind) or int(getattr(base.config, "spatial_merge_size", 1))
+
+
 def projector_of(base: nn.Module) -> nn.Module:
     """What maps a tower's features into the language model; nothing where its name is not known."""
     model: Any = base
@@ -159,6 +183,27 @@ def masked_by_types(base: nn.Module) -> str:
 def tokens_per_image(base: Any) -> int:
     """Visual tokens of every image of a model that hands out those of a sample in one; 0 for others."""
     return int(base.config.perceiver_config.resampler_n_latents) if type(base).__name__ == "Idefics2Model" else 0
+
+
+def projector_flops(base: Any) -> int | None:
+    """What a visual token costs behind the tower, of models whose projectors are no plain maps of visual tokens."""
+    kind = type(base).__name__
+    if kind == "MiniMaxM3VLModel":
+        # It maps single patches, then squares of them.
+        projector = base.multi_modal_projector
+        single = linear_flops(projector.linear_1) + linear_flops(projector.linear_2)
+        joined = linear_flops(projector.merge_linear_1) + linear_flops(projector.merge_linear_2)
+        return int(projector.spatial_merge_size) ** 2 * single + joined
+    if kind == "Ovis2Model":
+        # A visual token is a weighted sum over a table of visual words, and not a row that is looked up.
+        table: int = base.visual_embeddings_table.weight.numel()
+        return linear_flops(base.vision_tower.head_linear) + 2 * table
+    if kind in MINICPM:
+        # Squares are joined several times, each time four to one.
+        last = len(base.merger.mlp) - 1
+        counts: list[int] = [4 ** (last - number) * linear_flops(one) for number, one in enumerate(base.merger.mlp)]
+        return sum(counts)
+    return None
 
 
 def axes_of(decoder: nn.Module) -> int:

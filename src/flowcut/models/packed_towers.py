@@ -18,6 +18,8 @@ from transformers.vision_utils import get_vision_window_index
 
 from ..errors import UnsupportedModelError
 from .base import Packing, VisionTower
+from .minicpm import flops_in_front, layers_behind, read_joined
+from .padded_rows import read_placed, read_shaped, rows_of_placed, rows_of_shaped
 from .towers import side
 
 
@@ -36,7 +38,8 @@ class PackedLayout:
         embedding: what embeds patches.
         merger: what makes visual tokens of groups; empty where the model does, out of the whole sequence.
         in_groups: whether the patches of a group follow one another, or stand in the rows of their picture.
-        read: see :class:`~flowcut.models.base.Packing`.
+        read, rows, flops_in_front: see :class:`~flowcut.models.base.Packing`.
+        behind: gives the layers that are cut, where they are not all of ``layers``.
     """
 
     windows: bool = False
@@ -50,6 +53,9 @@ class PackedLayout:
     merger: str = "merger"
     in_groups: bool = True
     read: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
+    rows: Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    behind: Callable[[Any], tuple[nn.Module, ...]] | None = None
+    flops_in_front: Callable[[Any, int], int] | None = None
 
 
 def pictures_with_sizes(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -82,6 +88,17 @@ def merged_by_two(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return grids, torch.split(pixels, grids.prod(dim=1).tolist())
 
 
+_MINICPM = PackedLayout(
+    attention="self_attn",
+    projection="out_proj",
+    embedding="embeddings.patch_embedding",
+    merger="",
+    in_groups=False,
+    read=read_joined,
+    behind=layers_behind,
+    flops_in_front=flops_in_front,
+)
+
 PACKED: dict[str, PackedLayout] = {
     "cohere_compass_vision": PackedLayout(deepstack="deepstack_merger_list"),
     "cosmos3_edge_vision": PackedLayout(
@@ -92,10 +109,22 @@ PACKED: dict[str, PackedLayout] = {
         merger="",
     ),
     "exaone4_5_vision": PackedLayout(windows=True),
+    "gemma4_vision": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="o_proj",
+        embedding="patch_embedder.input_proj",
+        merger="",
+        in_groups=False,
+        read=read_placed,
+        rows=rows_of_placed,
+    ),
     "glm4v_moe_vision": PackedLayout(joiner="downsample"),
     "glm4v_vision": PackedLayout(joiner="downsample"),
     "glm_ocr_vision": PackedLayout(joiner="downsample"),
     "kimi_k25_vision": PackedLayout(layers="layers", merger="", in_groups=False),
+    "minicpmv4_6_vision": _MINICPM,
+    "minicpmv4_7_vision": _MINICPM,
     "minimax_m3_vl_vision": PackedLayout(
         layers="layers", attention="self_attn", projection="out_proj", embedding="embeddings.proj", merger=""
     ),
@@ -126,6 +155,16 @@ PACKED: dict[str, PackedLayout] = {
     "qwen3_omni_moe_vision_encoder": PackedLayout(deepstack="merger_list"),
     "qwen3_vl_moe_vision": PackedLayout(deepstack="deepstack_merger_list"),
     "qwen3_vl_vision": PackedLayout(deepstack="deepstack_merger_list"),
+    "siglip2_vision_model": PackedLayout(
+        layers="encoder.layers",
+        attention="self_attn",
+        projection="out_proj",
+        embedding="embeddings.patch_embedding",
+        merger="",
+        in_groups=False,
+        read=read_shaped,
+        rows=rows_of_shaped,
+    ),
     "video_llama_3_vision": PackedLayout(
         layers="encoder.layers",
         attention="self_attn",
@@ -148,7 +187,9 @@ def find_packed_tower(module: nn.Module, merge: int = 1) -> tuple[VisionTower, n
     layout = PACKED.get(getattr(getattr(visual, "config", None), "model_type", ""))
     if layout is None:
         return None
-    layers = tuple(visual.get_submodule(layout.layers).children())
+    layers = layout.behind(visual) if layout.behind else tuple(visual.get_submodule(layout.layers).children())
+    if not layers:
+        return None
     merger: nn.Module = visual.get_submodule(layout.merger) if layout.merger else nn.Identity()
     merge = visual.spatial_merge_size if layout.merger else merge
     weight: Tensor = visual.get_submodule(layout.embedding).weight
@@ -163,6 +204,8 @@ def find_packed_tower(module: nn.Module, merge: int = 1) -> tuple[VisionTower, n
         read=None if layout.read is None else partial(layout.read, visual),
         restores=not layout.merger,
         arrange=None if layout.in_groups else partial(by_group, merge),
+        rows=layout.rows,
+        flops_in_front=None if layout.flops_in_front is None else partial(layout.flops_in_front, visual),
     )
     tower = VisionTower(
         module=visual,

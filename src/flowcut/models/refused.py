@@ -36,6 +36,20 @@ REFUSED: dict[str, str] = {
 }
 """The reason by the name of the class."""
 
+_RESAMPLED = "makes its visual tokens by attention over the whole picture: each would change with a patch less"
+
+WHOLE: dict[str, str] = {
+    "AriaModel": _RESAMPLED,
+    "DeepseekVLHybridModel": "adds to every place of its tower's output what a second, convolutional tower says there",
+    "FastVlmModel": "has a convolutional tower (timm's FastViT): its last map is what becomes tokens",
+    "Idefics2Model": _RESAMPLED,
+    "Lfm3VlModel": "has a tower whose layers mix neighbouring patches by convolution",
+    "Molmo2Model": "pools patches of crops that overlap, as the processor says: no patch belongs to one token",
+    "PerceptionLMModel": "has a tower of timm's, whose attention does not go through transformers' interface",
+    "UnlimitedOcrModel": "has a convolutional tower (SAM) in front of its attention, which shrinks the picture first",
+}
+"""Why a supported model's tower stays whole, by the class of its base: the end of a sentence that begins with that."""
+
 _TESTED = "5.24"
 
 NEWER: dict[str, str] = dict.fromkeys(

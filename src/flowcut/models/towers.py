@@ -15,7 +15,7 @@ from .base import VisionTower
 class TowerLayout:
     """Names inside a tower: its list of layers, a layer's attention module and its output projection; prefix tokens.
 
-    ``mlp`` is a layer's MLP. ``keywords``: see :class:`~flowcut.models.base.VisionTower`.
+    ``mlp`` is a layer's MLP. ``keywords`` and ``pooler``: see :class:`~flowcut.models.base.VisionTower`.
     """
 
     layers: str
@@ -24,14 +24,15 @@ class TowerLayout:
     cls_tokens: int
     keywords: bool = True
     mlp: str = "mlp"
+    pooler: str = ""
 
 
 LAYOUTS: dict[str, TowerLayout] = {
     "clip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 1),
     "dinov2": TowerLayout("encoder.layer", "attention", "o_proj", 1),
     "dinov2_with_registers": TowerLayout("encoder.layer", "attention", "o_proj", 1),
-    "vit": TowerLayout("layers", "attention", "o_proj", 1),
-    "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 0),
+    "vit": TowerLayout("layers", "attention", "o_proj", 1, pooler="pooler"),
+    "siglip_vision_model": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, pooler="head"),
     "idefics3_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
     "smolvlm_vision": TowerLayout("encoder.layers", "self_attn", "out_proj", 0, keywords=False),
     "janus_vision_model": TowerLayout("encoder.layers", "self_attn", "projection_layer", 0),
@@ -64,6 +65,7 @@ def find_tower(module: nn.Module) -> VisionTower:
         prefix=layout.cls_tokens + getattr(config, "num_register_tokens", 0),
         patch_size=side(config.patch_size),
         keywords=layout.keywords,
+        pooler=getattr(module, layout.pooler, None) if layout.pooler else None,
     )
 
 

@@ -2,116 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature
-from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
-from vllm.model_executor.models.transformers import (
-    MultiModalDummyInputsBuilder,
-    MultiModalProcessingInfo,
-    MultiModalProcessor,
-    TransformersMultiModalForCausalLM,
-)
+from vllm.config import CompilationMode
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
 from vllm.model_executor.models.transformers.base import Base
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
-from vllm.multimodal.parse import ImageProcessorItems, ImageSize
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..attaching import attach_encoder
-from ..encoding import skeleton_of, tokens_for
-from ..errors import FlowCutError, UnsupportedModelError
-from ..methods import Method
-from ..models import find_parts
+from ..errors import UnsupportedModelError
+from ..models import ModelParts, find_parts
+from ..models.general import masked_by_types
 from ..stages.observing.overrides import Override
 from ..trace import ImageTrace
-from .choice import ASK_FOR_POSITIONS, identity_of, method_for
-from .placeholders import CHANNELS, coded, decoded, in_parts, moved, per_picture, runs_of, shortened, uncut_places
-
-PARTS, KEPT, UNCUT = "flowcut_parts", "flowcut_kept", "flowcut_uncut"
-"""Fields of a picture beside vLLM's: how many runs of placeholders stand for it, and how many placeholders, cut and
-uncut."""
-
-
-class CutProcessingInfo(MultiModalProcessingInfo):
-    """Counts what is left of a picture."""
-
-    @cached_property
-    def method(self) -> Method:
-        """What the engine cuts with."""
-        return method_for(self.get_hf_config(), self.ctx.model_config.model)
-
-    @cached_property
-    def skeleton(self) -> Any:
-        """The model without its weights, by which tokens are counted."""
-        # In the engine's own process vLLM has made classes of transformers its own, which ask for its config.
-        with set_current_vllm_config(VllmConfig(model_config=self.ctx.model_config)):
-            return skeleton_of(copy.deepcopy(self.get_hf_config()))
-
-    @cached_property
-    def count(self) -> Any:
-        """Tokens left of a picture of (height, width)."""
-
-        @lru_cache(maxsize=1024)
-        def counted(height: int, width: int) -> int:
-            return tokens_for(self.skeleton, self.method, (height, width), self.get_hf_processor())
-
-        return counted
-
-    def _get_num_image_tokens(self, size: ImageSize) -> int:
-        return int(self.count(size.height, size.width))
-
-    def get_image_size_with_most_features(self) -> ImageSize:
-        # The encoder's memory is that of the largest uncut picture, however few of its tokens go on.
-        return self._get_size_with_most_tokens(
-            self._get_size_candidates(self.get_hf_processor().image_processor, (1,)),
-            super()._get_num_image_tokens,
-        )
-
-
-class CutProcessor(MultiModalProcessor):
-    """Gives a picture as many placeholders as are left of it."""
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Any) -> Any:
-        inputs = super()._apply_hf_processor_main(mm_items, hf_kwargs)
-        ids, sizes = inputs.get("image_replacement_ids"), inputs.get("image_replacement_sizes")
-        if ids is None:
-            return inputs
-        images = mm_items.get_items("image", ImageProcessorItems)
-        short: list[list[int]] = []
-        fields: dict[str, list[int]] = {PARTS: [], KEPT: [], UNCUT: []}
-        for place, own in enumerate(torch.split(ids, sizes.tolist())):
-            size = images.get_image_size(place)
-            # The placeholder is what an expansion repeats most.
-            token, stands = int(own.mode().values), own.tolist()
-            kept = self.info.count(size.height, size.width)
-            short.append(shortened(stands, token, kept))
-            for name, number in ((PARTS, len(runs_of(stands, token))), (KEPT, kept), (UNCUT, stands.count(token))):
-                fields[name].append(number)
-        inputs["image_replacement_ids"] = torch.tensor([one for own in short for one in own])
-        inputs["image_replacement_sizes"] = torch.tensor([len(own) for own in short])
-        inputs.update({name: torch.tensor(numbers) for name, numbers in fields.items()})
-        return inputs
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
-        own = [name for name in (PARTS, KEPT, UNCUT) if name in hf_inputs]
-        rest = BatchFeature({name: value for name, value in hf_inputs.items() if name not in own})
-        fields = dict(super()._get_mm_fields_config(rest, hf_processor_mm_kwargs))
-        hf_inputs.pop("attention_mask", None)
-        return fields | {name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in own}
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
-        # A cache that engines share must not hand one the tokens of another's method.
-        return inputs.get_mm_hashes(
-            f"{self.info.model_id} {identity_of(self.info.method)}",
-            self.info.ctx.get_mm_config().mm_hasher_algorithm,
-        )
+from .choice import ASK_FOR_POSITIONS, method_for
+from .placeholders import CHANNELS, coded, decoded, in_parts, moved, per_picture, uncut_places
+from .vllm_pictures import KEPT, PARTS, UNCUT, CutProcessingInfo, CutProcessor
 
 
 @MULTIMODAL_REGISTRY.register_processor(CutProcessor, info=CutProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder)
@@ -131,6 +44,7 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
                 f"{type(self.model).__name__} for none. Start it with `flowcut serve`, add "
                 f"{json.dumps(ASK_FOR_POSITIONS)} to --hf-overrides, or use positions=compact."
             )
+        check_attention(self.model, parts, self.model_config)
         self.arriving: tuple[Tensor, Tensor] | None = None
         self.levels = 0 if parts.tower.packing is None else len(parts.tower.packing.deepstack)
         self.deep: tuple[Tensor, list[Tensor]] | None = None
@@ -201,8 +115,6 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _process_vision_input(
         self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
     ) -> list[Tensor]:
-        if modality != "image":
-            raise FlowCutError("flowcut's plug-in cuts pictures; videos are not served with it yet.")
         rows = num_patches.flatten().tolist()
         parts = kwargs.pop(PARTS).flatten().tolist()
         del kwargs[KEPT], kwargs[UNCUT]
@@ -254,6 +166,25 @@ class FlowCutForConditionalGeneration(TransformersMultiModalForCausalLM):
         positions, delta = self.model.get_rope_index(**asked)
         # What is added to a token's number in the cut prompt to have its position.
         return positions[:, 0][:, places], int(delta[0]) + len(whole) - len(input_tokens)
+
+
+def check_attention(model: Any, parts: ModelParts, model_config: Any) -> None:
+    """Refuse a model whose visual tokens see one another where vLLM's attention would hide some of them.
+
+    Raises:
+        UnsupportedModelError: the attention is causal throughout; vLLM itself would answer differently without a word.
+    """
+    if not masked_by_types(parts.base):
+        return
+    backends = {layer.attn_backend for layer in model.modules() if isinstance(layer, Attention)}
+    blind = sorted(backend.get_name() for backend in backends if not backend.supports_mm_prefix())
+    if blind or not model_config.is_mm_prefix_lm:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} lets the visual tokens of a picture see one another, and vLLM's attention here "
+            f"({', '.join(blind) or 'any'}) hides from each those behind it, so that answers would differ from "
+            "transformers'. On a CPU it cannot be served. On a GPU choose an attention that can, for models that vLLM "
+            "knows (Gemma 3, PaliGemma): --attention-backend TRITON_ATTN."
+        )
 
 
 def places_of_tokens(image: ImageTrace, grid: bool) -> Tensor:

@@ -67,23 +67,33 @@ class Stretch:
 
     def last_before(self, length: int) -> Tensor:
         """``[B]``: the last real column of every sample that comes from the prompt's first ``length`` columns."""
+        if self.full and length >= self.cut.source_length:
+            return self.removed.new_full(self.removed.shape, self.new_mask.shape[1] - 1)
         columns = self.cut.columns().masked_fill(self.new_mask == 0, -1)
         return columns.masked_fill(columns >= length, -1).argmax(dim=1)
+
+    def ranked_images(self) -> Tensor:
+        """:attr:`image`, without those in padding, whose pictures no text is there to rank."""
+        return self.image if self.full else self.image.masked_fill(self.new_mask == 0, -1)
 
     def next(
         self, before: CacheState, keep: Tensor, chosen: ColumnCut, compact: bool, recycled: tuple[Recycled, ...]
     ) -> Stretch:
         """The stretch behind a cut that keeps the columns ``keep`` ``[B, S]`` of this one, as ``chosen`` plans it."""
         dropped = ~keep
+        # Both are one object where no pass cut before this one.
+        since = None if before is self.before else before.removed - self.before.removed
+        full = self.full and chosen.even
+        left = chosen.index.shape[1]
         return Stretch(
             before=before,
             cut=self.cut.then(chosen),
-            new_mask=chosen.take(self.new_mask),
-            positions=shifted_positions(self.positions, chosen, before.removed - self.before.removed, dropped, compact),
-            removed=self.removed + dropped.sum(dim=1),
+            new_mask=self.new_mask[:, :left] if full else chosen.take(self.new_mask),
+            positions=shifted_positions(self.positions, chosen, since, dropped, compact),
+            removed=self.removed + (keep.shape[1] - left if full else dropped.sum(dim=1)),
             image=chosen.take(self.image, -1),
             recycled=recycled,
-            full=self.full and before.full and chosen.even,
+            full=full and before.full,
         )
 
 

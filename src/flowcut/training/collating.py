@@ -16,18 +16,25 @@ TEXT = ("input_ids", "attention_mask", "labels", "mm_token_type_ids", "token_typ
 """Tensors with one entry for each token."""
 
 
+BAD = "bad_samples"
+"""Beside a batch's tensors, the bad samples (name and reason) that were met when it was read."""
+
+
 class Collator:
     """Pads text on the right and joins the pictures of all samples.
 
     A batch without any picture does not run the vision tower. Where the weights are spread over processes (FSDP,
     DeepSpeed's ZeRO-3) the others wait for that process to gather the tower's weights, and the run hangs until it times
-    out, with or without cutting; DDP misses gradients. And where the language model is frozen, the loss of such a batch
-    has no gradient at all. So it gets one more row, with a blank picture and no label. That runs the tower and enters
-    no loss: its gradients are zero, and the mean over labels does not count it.
+    out, with or without cutting; DDP misses gradients. Where the language model is frozen, the loss of such a batch has
+    no gradient at all. And projector and tower then have none: an optimizer passes them over, though it moves them, by
+    its momentum, where another process has seen a picture. So such a batch gets one more row, with a blank picture and
+    no label. That runs the tower and enters no loss: its gradients are zero, and the mean over labels does not count
+    it.
 
     Args:
         processor: the model's.
-        extra: the row that is then added, see :func:`blank_row`; ``None`` adds none, as suits a single process.
+        extra: the row that is then added, see :func:`blank_row`; ``None`` adds none, as suits a single process that
+            trains the language model alone.
     """
 
     def __init__(self, processor: Any, extra: dict[str, Tensor] | None = None) -> None:
@@ -35,24 +42,25 @@ class Collator:
         self.fillings = {"input_ids": 0 if pad is None else pad, "labels": IGNORED}
         self.extra = extra
 
-    def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """One batch.
 
         Args:
             samples: as :meth:`Conversations.encode` makes them.
         """
-        rows = list(samples)
+        rows = [{name: value for name, value in sample.items() if name != BAD} for sample in samples]
+        bad = {name: reason for sample in samples for name, reason in sample.get(BAD, {}).items()}
         if self.extra is not None and not any(holds_picture(row) for row in rows):
             rows.append(self.extra)
         width = max(row["input_ids"].shape[1] for row in rows)
-        batch: dict[str, Tensor] = {}
+        batch: dict[str, Any] = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             if name in TEXT:
                 full = [row.get(name, torch.zeros_like(row["input_ids"])) for row in rows]
                 batch[name] = torch.cat([padded(one, width, self.fillings.get(name, 0)) for one in full])
             else:
                 batch[name] = joined([row[name] for row in rows if name in row])
-        return batch
+        return {**batch, BAD: bad} if bad else batch
 
 
 def holds_picture(sample: dict[str, Tensor]) -> bool:

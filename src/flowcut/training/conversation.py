@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.llava import CHAT_TEMPLATE
+from ..checkpoints.conversations import CHAT_TEMPLATE
 from ..errors import FlowCutError
 from ..inputs.prompting import adds_special_tokens
 from .samples import BadSampleError, Sample, Turn

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..methods import Method
+from .collating import BAD
 from .conversation import Conversations
 from .samples import BadSampleError, BadSamples, Sample
 
 UNREADABLE = (BadSampleError, ValueError, OSError)
 
 
-class SampleSet(Dataset[dict[str, Tensor]]):
+class SampleSet(Dataset[dict[str, Any]]):
     """The good samples of a run.
 
     What can be known without decoding pictures is checked when it is made. A picture that turns out broken later is
-    counted then, and the next sample that can be read takes its place, the same in every run.
+    counted then, and the next sample that can be read takes its place, the same in every run; what takes it says so
+    under :data:`~flowcut.training.collating.BAD`, since it may be read in a process of its own.
 
     Args:
         samples: as read.
@@ -69,13 +70,16 @@ class SampleSet(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        found: dict[str, str] = {}
         for step in range(len(self.samples)):
             sample = self.samples[(number + step) % len(self.samples)]
             try:
-                return self.writer.encode(sample, self.frames)
+                row: dict[str, Any] = self.writer.encode(sample, self.frames)
+                return {**row, BAD: found} if found else row
             except UNREADABLE as error:
-                self.bad.add(sample.name, reason_of(error))
+                found[sample.name] = reason_of(error)
+                self.bad.add(sample.name, found[sample.name])
         raise ValueError(f"None of the samples can be read: {self.bad}.")
 
     def _length(self, sample: Sample) -> int:

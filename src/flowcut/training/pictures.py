@@ -12,14 +12,15 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..inputs.clips import Clip, load_clip
-from ..inputs.pictures import load_image
+from ..inputs.files import path_in
+from ..inputs.pictures import image_size, load_image
 
 
 class MediaStore(Protocol):
     """Pictures and videos by name."""
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether there is such a file; ``ValueError`` where the name leads out of the folder."""
 
     def picture(self, name: str) -> Image.Image:
         """A picture, RGB; ``ValueError`` or ``OSError`` where it cannot be read."""
@@ -41,17 +42,16 @@ class FileStore:
         return str(self.folder)
 
     def has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+        return path_in(self.folder, name).is_file()
 
     def picture(self, name: str) -> Image.Image:
-        return load_image(self.folder / name)
+        return load_image(path_in(self.folder, name))
 
     def size(self, name: str) -> tuple[int, int]:
-        with Image.open(self.folder / name) as image:
-            return image.height, image.width
+        return image_size(path_in(self.folder, name))
 
     def clip(self, name: str, frames: int) -> Clip:
-        return load_clip(self.folder / name, frames)
+        return load_clip(path_in(self.folder, name), frames)
 
 
 class ShardStore:
@@ -103,8 +103,7 @@ class ShardStore:
         return load_image(io.BytesIO(self._read(name)), name)
 
     def size(self, name: str) -> tuple[int, int]:
-        with Image.open(io.BytesIO(self._read(name))) as image:
-            return image.height, image.width
+        return image_size(io.BytesIO(self._read(name)), name)
 
     def clip(self, name: str, frames: int) -> Clip:
         raise ValueError(f"{name}: videos are read from folders, not from shards; unpack them and set data.pictures")

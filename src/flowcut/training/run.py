@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers import TrainerState, TrainingArguments, set_seed
 
@@ -23,15 +21,11 @@ from .config import UNCUT, TrainConfig
 from .conversation import Conversations
 from .dataset import SampleSet
 from .preparing import prepare, template_of
+from .processes import agree, placement, silent
 from .reading import named_method
+from .resuming import STATE, copy_weights, finished, last_checkpoint, remove_checkpoints, step_of
 from .samples import BadSamples, Sample, read_samples
-from .trainer import RUN, CutTrainer, RunCallback, write_run
-
-MAY_CHANGE = ("report", "output")
-"""Settings that may differ when a run goes on."""
-
-STATE = "trainer_state.json"
-"""What transformers' Trainer knows of a run, in each checkpoint."""
+from .trainer import CutTrainer, RunCallback, write_run
 
 Tell = Callable[[str], None]
 """Called with a line about what is done."""
@@ -80,7 +74,14 @@ def train(
         ValueError: the data, or the settings of a run that is gone on with, do not fit.
         FileNotFoundError: a file is missing.
     """
+    cpu, backend = placement(told=cpu)
+    state = PartialState(cpu=cpu, backend=backend)
+    if not state.is_main_process:
+        tell = silent
     checkpoint = None if fresh else last_checkpoint(config)
+    agree(checkpoint)
+    if fresh and state.is_main_process:
+        remove_checkpoints(config)
     set_seed(config.seed)
     method = method_of(config)
     if config.report.tasks is not None and method is not None and method.target_num is None:
@@ -88,16 +89,18 @@ def train(
     config = replace(config, method=UNCUT if method is None else describe(method, budget=True))
     tell(f"Loading {config.model or config.parts.language} ...")
     prepared = prepare(config)
+    weights = [(one.numel(), one.requires_grad) for one in prepared.model.parameters()]
     writer = Conversations(prepared.processor, template_of(config))
     bad = BadSamples(config.data.bad == "stop")
     tell("Reading the data ...")
     train_set, held_out = sample_sets(config, writer, method, bad)
     if len(bad):
         tell(f"Bad samples are left out: {bad}.")
-    state = PartialState(cpu=cpu)
-    # Several processes wait for each other's towers, and a loss about text alone has no gradient where the language
-    # model is frozen: see Collator.
-    always_picture = state.num_processes > 1 or config.tune.language == "frozen"
+    # Several processes wait for each other's towers; a loss about text alone has no gradient where the language model
+    # is frozen; and weights without a gradient are not moved by an optimizer that moves those with a zero one, so that
+    # what trains projector or tower would depend on the number of processes. See Collator.
+    tune = config.tune
+    always_picture = state.num_processes > 1 or tune.language == "frozen" or tune.projector or tune.tower != "frozen"
     evaluates = held_out is not None or config.report.tasks is not None
     callback = RunCallback(config, evaluates=evaluates)
     cutting = [] if method is None else [FlowCutCallback(method, base=prepared.base)]
@@ -105,7 +108,7 @@ def train(
         config,
         prepared,
         method,
-        args=arguments(config, cpu=cpu),
+        args=arguments(config, cpu=cpu, backend=backend),
         data_collator=Collator(prepared.processor, blank_row(writer) if always_picture else None),
         train_dataset=train_set,
         eval_dataset=held_out,
@@ -116,20 +119,28 @@ def train(
     if state.is_main_process:
         write_run(config, Path(config.output))
     loss = None
-    if checkpoint is not None and finished(checkpoint):
-        tell(f"The run was finished at {checkpoint}.")
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    done = checkpoint if checkpoint is not None and finished(checkpoint) else None
+    shares = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if done is not None:
+        tell(f"The run was finished at {done}.")
+        trainer.state = TrainerState.load_from_json(str(done / STATE))
+    if done is not None and shares:
+        tell("It is not evaluated again: FSDP and DeepSpeed take weights only together with an optimizer.")
+        evaluates = False
+        if state.is_main_process:
+            copy_weights(done, config)
+    elif done is not None:
+        trainer._load_from_checkpoint(str(done))
     else:
         if checkpoint is not None:
             tell(f"Going on from {checkpoint}.")
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loss = float(outcome.training_loss)
     evaluation = trainer.evaluate() if evaluates else {}
-    trainer.save_model()
+    if done is None or not shares:
+        trainer.save_model()
     if method is not None and state.is_main_process:
         write_memory(method, config.output, base=prepared.base)
-    weights = [(one.numel(), one.requires_grad) for one in prepared.model.parameters()]
     return TrainResult(
         output=config.output,
         method=config.method or UNCUT,
@@ -184,7 +195,7 @@ def sample_sets(
     return made(samples), made(held) if held else None
 
 
-def arguments(config: TrainConfig, *, cpu: bool) -> TrainingArguments:
+def arguments(config: TrainConfig, *, cpu: bool, backend: str | None) -> TrainingArguments:
     """The same settings as transformers' Trainer takes them."""
     optimize, report = config.optimize, config.report
     # Trained towers and their adapters may leave weights without a gradient in a pass; nothing else does.
@@ -216,6 +227,7 @@ def arguments(config: TrainConfig, *, cpu: bool) -> TrainingArguments:
         save_total_limit=report.keep,
         report_to=reporters(config),
         use_cpu=cpu,
+        ddp_backend=backend,
     )
 
 
@@ -230,41 +242,3 @@ def reporters(config: TrainConfig) -> list[str]:
     if find_spec("tensorboard") is None:
         raise FlowCutError("report.tensorboard needs TensorBoard: pip install tensorboard.")
     return ["tensorboard"]
-
-
-def last_checkpoint(config: TrainConfig) -> Path | None:
-    """The last complete checkpoint of the same run, or ``None``.
-
-    Raises:
-        ValueError: the output folder holds a run with other settings.
-    """
-    folder = Path(config.output)
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{RUN}") if step_of(path.parent) >= 0]
-    if not complete:
-        return None
-    last = max(complete, key=step_of)
-    before = yaml.safe_load((last / RUN).read_text(encoding="utf-8"))
-    now = config.as_dict()
-    if now["method"] is None:
-        now["method"] = before["method"]
-    elif now["method"] != UNCUT:
-        now["method"] = describe(named_method(config), budget=True)  # type: ignore[arg-type]
-    differing = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
-    if differing:
-        raise ValueError(
-            f"{config.output} holds a run with other settings ({', '.join(differing)}). Choose another output, or "
-            "--fresh to begin anew."
-        )
-    return last
-
-
-def finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of the last update; transformers' Trainer would make one more."""
-    state = TrainerState.load_from_json(str(checkpoint / STATE))
-    return bool(state.global_step >= state.max_steps)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The update after which a checkpoint was made; -1 for another folder."""
-    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(found.group(1)) if found else -1

@@ -188,7 +188,11 @@ def parse_sample(name: str, told: Any, store: MediaStore) -> Sample:
     if any(part["type"] != "text" for turn in turns if turn.role != "user" for part in turn.content):
         raise BadSampleError("a picture outside the questions")
     for file in (*media["image"], *media["video"]):
-        if not store.has(file):
+        try:
+            there = store.has(file)
+        except ValueError as error:
+            raise BadSampleError(f"a picture that lies elsewhere: {error}") from error
+        if not there:
             raise BadSampleError(f"a missing picture: {file} is not in {store}")
     return Sample(name, tuple(turns), tuple(media["image"]), tuple(media["video"]), store)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,8 +17,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..attaching import Handle, attach, handle_of
 from ..checkpoints.loading import LoadedModel
 from ..methods import Method
+from .collating import BAD
 from .config import TrainConfig
 from .preparing import Prepared
+from .processes import check_sharing
 from .sampling import LengthSampler
 
 LOG = "log.csv"
@@ -54,6 +57,7 @@ class CutTrainer(Trainer):
         self.settings, self.prepared, self.method = config, prepared, method
         self.tally = Tally()
         super().__init__(model=prepared.model, **options)
+        check_sharing(self.accelerator, tasks=config.report.tasks is not None)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         data: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -82,6 +86,11 @@ class CutTrainer(Trainer):
         made: torch.optim.Optimizer = self.optimizer
         return made
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.train_dataset.bad.named.update(inputs.pop(BAD, {}))  # type: ignore[union-attr]
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -95,7 +104,8 @@ class CutTrainer(Trainer):
         """Add what was counted since the last row of the training log."""
         if "loss" in logs:
             logs = {**logs, **self.tally.read(self.state.global_step)}
-            logs["bad_samples"] = len(self.train_dataset.bad)  # type: ignore[union-attr]
+            bad = gather_object(list(self.train_dataset.bad.named))  # type: ignore[union-attr]
+            logs["bad_samples"] = len(set(bad))
         super().log(logs, start_time)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -103,7 +113,7 @@ class CutTrainer(Trainer):
         metrics: dict[str, float] = {}
         if self.eval_dataset is not None:
             metrics = super().evaluate(*arguments, **options)
-        if self.settings.report.tasks is not None and self.is_world_process_zero():
+        if self.settings.report.tasks is not None:  # by every process: its weights may lie in all of them
             asked = self._ask(self.settings.report.tasks)
             self.log(asked)
             metrics |= asked
@@ -168,9 +178,13 @@ class Tally:
         self._removed = self._removed + first.removed.sum()
 
     def read(self, step: int) -> dict[str, float]:
-        """Tokens per second that the language model read, the share of visual tokens that it was spared, seconds."""
+        """Tokens per second that the language model read, the share of visual tokens that it was spared, seconds.
+
+        Those of all processes, which must ask together.
+        """
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        tokens, visual, removed = (float(one) for one in (self._tokens, self._visual, self._removed))
+        counts = gather_object([[float(one) for one in (self._tokens, self._visual, self._removed)]])
+        tokens, visual, removed = (sum(one) for one in zip(*counts, strict=True))
         told = {"tokens_per_second": round(tokens / seconds, 1)}
         if visual + removed:
             told["visual_tokens_saved"] = round(removed / (visual + removed), 4)
@@ -227,7 +241,9 @@ class RunCallback(TrainerCallback):
             writer.writerows(rows.values())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint as complete: everything else was written before."""
+        """Mark the checkpoint as complete: everything else was written before, by all processes."""
+        assert self.trainer is not None
+        self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             write_run(self.config, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 

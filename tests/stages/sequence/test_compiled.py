@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import CompileConfig
 
-from flowcut import FastV, FlowCut, Method, attach
+from flowcut import FastV, FlowCut, FlowCutError, Method, attach
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -57,3 +57,38 @@ def test_a_compiled_forward(first: str) -> None:
     torch.testing.assert_close(model(**given).logits, expected, rtol=1e-5, atol=1e-5)
     handle.detach()
     torch.testing.assert_close(model(**given).logits, uncut, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "first"), [(FlowCut(target_num=9), "compiled"), (FastV(target_num=9, layers=1), "attached")]
+)
+@torch.no_grad()
+def test_a_compiled_language_model_in_the_place_of_the_model_s_own(method: Method, first: str) -> None:
+    model: Any = tiny.tiny_model()
+    own, given, options = model.model.language_model, inputs(), {**OPTIONS, "max_new_tokens": 2}
+    uncut = model(**given).logits
+    with attach(model, method):
+        expected, answer = model(**given).logits, model.generate(**given, **options)
+    torch.compiler.reset()
+    handle = attach(model, method) if first == "attached" else None
+    model.model.language_model = torch.compile(own, backend="eager")
+    if handle is None:
+        torch.testing.assert_close(model(**given).logits, uncut, rtol=1e-5, atol=1e-5)
+        handle = attach(model, method)
+    torch.testing.assert_close(model(**given).logits, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.generate(**given, **options), answer)
+    handle.detach()
+    torch.testing.assert_close(model(**given).logits, uncut, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_model_around_an_attached_one() -> None:
+    model: Any = tiny.tiny_model()
+    given = inputs()
+    torch.compiler.reset()
+    compiled: Any = torch.compile(model, backend="eager")
+    with pytest.raises(FlowCutError, match="_orig_mod"):
+        attach(compiled, FlowCut(target_num=9))
+    with attach(compiled._orig_mod, FlowCut(target_num=9)):
+        expected = model(**given).logits
+        torch.testing.assert_close(compiled(**given).logits, expected, rtol=1e-5, atol=1e-5)

@@ -81,8 +81,8 @@ class DecoderPass:
                         key=key[:, :, new],
                         value=value[:, :, new],
                         scaling=scaling,
-                        image=ranked_images(stretch).to(query.device),
-                        real=stretch.new_mask.to(query.device).bool(),
+                        image=stretch.ranked_images().to(query.device),
+                        real=None if stretch.full else stretch.new_mask.to(query.device).bool(),
                         last=stretch.last_before(self.prompt_length).to(query.device),
                         source=stretch.cut.columns().to(query.device),
                         targets=self.targets,
@@ -109,7 +109,7 @@ class DecoderPass:
             first = self.stretches[0]
             last = first.last_before(self.prompt_length).to(hidden.device)
             with torch.no_grad():
-                self.policy.enter(hidden, ranked_images(first).to(hidden.device), last)
+                self.policy.enter(hidden, first.ranked_images().to(hidden.device), last)
 
     def _go_on(self, layer: int, keep: Tensor | None, hidden: Tensor) -> None:
         """Begin the stretch behind ``layer`` with the columns ``keep`` ``[B, S]``, or with all."""
@@ -125,7 +125,7 @@ class DecoderPass:
             keep = torch.ones_like(stretch.cut.real)
             chosen = all_columns(keep)
         else:
-            chosen = self.choices[layer] = keep_columns(keep, stretch.new_mask)
+            chosen = self.choices[layer] = keep_columns(keep, None if stretch.full else stretch.new_mask)
         recycled = self.recycled.get(layer, ())
         self.stretches.append(stretch.next(before, keep, chosen, self.compact, recycled))
         self.reservation.shorten(self.cache, number + 1, self._layers_of(number + 1), self.stretches[-1])
@@ -211,17 +211,12 @@ def rotary_of(model: Any, hidden: Tensor, positions: Tensor, kind: str) -> Any:
     return rotary(hidden, position_ids=positions, **by_kind)
 
 
-def ranked_images(stretch: Stretch) -> Tensor:
-    """``[B, S]``: the image of every column; -1 in text, and in padding, whose pictures no text is there to rank."""
-    return stretch.image.masked_fill(stretch.new_mask == 0, -1)
-
-
 def with_means(hidden: Tensor, recycled: Recycled) -> Tensor:
     """``hidden`` ``[B, S, width]`` with the means of clusters at their places."""
     members = hidden[recycled.row, recycled.members].float()
-    count = len(recycled.places)
-    sums = members.new_zeros(count, members.shape[1]).index_add(0, recycled.cluster, members)
-    means = sums / recycled.cluster.bincount(minlength=count)[:, None]
+    slots = members.new_empty(len(recycled.places), members.shape[1])
+    cluster = recycled.cluster[:, None].expand_as(members)
+    means = slots.scatter_reduce(0, cluster, members, "mean", include_self=False)
     row = torch.full_like(recycled.places, recycled.row)
     return hidden.index_put((row, recycled.places), means.to(hidden.dtype))
 

@@ -80,12 +80,13 @@ class OutputStage(Stage):
         cuts = [stretch.cut for stretch in current.stretches]
         if self.method.outputs == "kept" or all(cut.whole for cut in cuts):
             return output
-        places = [cut.last_kept() for cut in cuts]
         kept: Tensor = output[0]
-        states = laid_out(kept, places[-1])
-        current.outputs = LaidOut(kept, states, places[-1])
+        last = cuts[-1].last_kept()
+        states = laid_out(kept, last)
+        current.outputs = LaidOut(kept, states, last)
 
         def by_layer(recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            places = [*(cut.last_kept() for cut in cuts[:-1]), last]
             inner = [laid_out(state, places[bisect_left(self.cuts, layer)]) for layer, state in enumerate(recorded)]
             return (*inner[:-1], states)
 

@@ -72,7 +72,8 @@ class PackedStage(Stage):
         self.overrides += follow_checkpointing(self.parts.tower.layers)
         grids, pixels = (self.packing.read or patches_and_grids)(args, kwargs)
         order = self.packing.order(grids, kwargs)
-        current = PackedPass(self.parts, self.method, [tuple(grid) for grid in grids.tolist()], order, pixels)
+        rows = None if self.packing.rows is None else self.packing.rows(args, kwargs)
+        current = PackedPass(self.parts, self.method, [tuple(grid) for grid in grids.tolist()], order, pixels, rows)
         if self.packing.arrange is not None:
             current.arrangement = self.packing.arrange(grids)
         return args, {**kwargs, PART_KEYWORD: current}
@@ -112,7 +113,7 @@ def before_layer(
         args, kwargs = args[:1], {**kwargs, "attention_mask": args[1]}
     if index == 0:
         args = (current.arranged(args[0]), *args[1:])
-    return args, {**kwargs, **current.arguments(index, kwargs)}
+    return args, {**kwargs, **current.arguments(index, kwargs, args[0])}
 
 
 def after_layer(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -15,6 +15,7 @@ from ...methods.views import LayerView
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from .packed_image import PackedImage, Reduction, pairs_of_images
+from .rows import Rows
 from .shared import check_bias, name_of, seeds_of
 
 SEGMENTS = {"cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k"}
@@ -36,6 +37,7 @@ class PackedPass:
         grids: (time, height, width) of every image, in patches.
         order: see :class:`~flowcut.models.base.Packing`.
         pixels: of every image, of any shape.
+        rows: where the patches stand, if the tower takes images as rows of a batch.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class PackedPass:
         grids: list[tuple[int, ...]],
         order: Tensor | None,
         pixels: Sequence[Tensor],
+        rows: Tensor | None = None,
     ) -> None:
         assert parts.tower.packing is not None
         self.method = method
@@ -57,6 +60,8 @@ class PackedPass:
         for image, own in zip(self.images, pixels, strict=True):
             image.seeds = partial(seeds_of, own.reshape(1, -1))
             image.model = name_of(parts)
+        counts = [image.patches for image in self.images]
+        self.rows = None if rows is None else Rows(rows, counts, self.implementation)
         self.cuts = any(image.cut for image in self.images)
         self.alive: dict[int, Tensor] = {}
         self.chunks: dict[int, list[tuple[Tensor, ...]]] = {}
@@ -70,21 +75,25 @@ class PackedPass:
         self._rotary: tuple[Tensor, Any] | None = None
         self._waiting: list[tuple[nn.Module, Tensor, Tensor | None]] = []
 
-    def arguments(self, layer: int, given: dict[str, Any]) -> dict[str, Any]:
-        """What ``layer`` must be called with instead of ``given``, which fits the uncut sequence."""
+    def arguments(self, layer: int, given: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        """What ``layer`` must be called with beside ``hidden``, instead of ``given``, which fits the uncut sequence."""
         if layer not in self.kept and self._alive_now is not None:
             self.alive[layer] = self._alive_now
         alive = self.alive.get(layer)
-        whole = self._whole_bounds(given)
+        whole = self._whole_bounds(given, hidden.device)
         changed: dict[str, Any] = {}
         if alive is None:
             self.bounds[layer] = (whole, whole)
+            if self.rows is not None and self.cuts:
+                return self.rows.arguments(self._numbers(hidden.device), given, hidden)
             if self.arrangement is not None and self.cuts:
                 changed.update(self._rotary_of(self.arrangement, given))
             return changed
         bounds = torch.searchsorted(alive, whole.to(alive)).to(whole)
         bounds = bounds[bounds.diff(prepend=bounds.new_full((1,), -1)) > 0]
         self.bounds[layer] = (bounds, whole)
+        if self.rows is not None:
+            return self.rows.arguments(self._numbers(alive.device)[alive], given, hidden)
         places = alive if self.arrangement is None else self.arrangement.to(alive.device)[alive]
         changed.update(self._rotary_of(places, given))
         for name in SEGMENTS & given.keys():
@@ -96,14 +105,20 @@ class PackedPass:
             changed["attention_mask"] = mask.index_select(-2, alive).index_select(-1, alive)
         return changed
 
-    def _whole_bounds(self, given: dict[str, Any]) -> Tensor:
+    def _numbers(self, device: torch.device) -> Tensor:
+        """The patch at every place of the uncut sequence."""
+        if self.arrangement is not None:
+            return self.arrangement.to(device)
+        return torch.arange(sum(image.patches for image in self.images), device=device)
+
+    def _whole_bounds(self, given: dict[str, Any], device: torch.device) -> Tensor:
         """Where segments begin and end in the uncut sequence."""
         for name in SEGMENTS:
             if name in given:
                 bounds: Tensor = given[name]
                 return bounds
         lengths = [0, *(image.patches for image in self.images)]
-        return torch.tensor(lengths, device=given[ROTARY][0].device).cumsum(0)
+        return torch.tensor(lengths, device=device).cumsum(0)
 
     def _rotary_of(self, places: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         """The rotary embeddings at some places of the uncut sequence, where layers take any."""
@@ -115,6 +130,8 @@ class PackedPass:
 
     def arranged(self, hidden: Tensor) -> Tensor:
         """The first layer's input ``[..., S, width]``, the patches of each group side by side."""
+        if self.rows is not None and self.cuts:
+            return self.rows.joined(hidden, self.arrangement)
         if self.arrangement is None or not self.cuts:
             return hidden
         return hidden.index_select(-2, self.arrangement.to(hidden.device))
@@ -127,11 +144,14 @@ class PackedPass:
         if self.arrangement is not None:
             arrangement = self.arrangement.to(hidden.device)
             places = arrangement if places is None else arrangement[places.to(hidden.device)]
-        if places is None:
+        if places is None and self.rows is None:
             return hidden
+        if places is None:
+            places = self._numbers(hidden.device)
         length = sum(image.patches for image in self.images)
         whole = hidden.new_zeros(*hidden.shape[:-2], length, hidden.shape[-1])
-        return whole.index_copy(-2, places.to(hidden.device), hidden)
+        whole = whole.index_copy(-2, places.to(hidden.device), hidden)
+        return whole if self.rows is None else self.rows.parted(whole)
 
     def narrowing(self, layer: int) -> None:
         """Every token's attention is computed: q, k, v come segment by segment, complete only with the last one."""

@@ -1,0 +1,1 @@
+"""Looking at a model at work, without cutting anything: what becomes a ``trace.ImageFlow``."""
