@@ -25,6 +25,7 @@ from .cache_argument import cache_in
 from .placeholders import are_placeholders, rows_of_images
 
 _PROMPT = "flowcut_prompt"
+_ORIGINAL = "flowcut_original"
 
 
 def generation_overrides(parts: ModelParts, owner: object, cuts_inside: bool) -> list[Override]:
@@ -139,6 +140,13 @@ def remember_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     return original(*args, **kwargs)
 
 
+def recall(output: Any, original: Any) -> None:
+    """Let a copy of encoded images know what became of them: accelerate's hooks hand on copies of all arguments."""
+    if original is not None and output is not None and not hasattr(output, TRACES):
+        setattr(output, TRACES, getattr(original, TRACES))
+        setattr(output, _ORIGINAL, original)
+
+
 def prompt_length(outputs: Any, tokens: Tensor, cached: int) -> int:
     """How many columns of ``tokens`` are the prompt, and not generated on top of it without a cache.
 
@@ -149,6 +157,7 @@ def prompt_length(outputs: Any, tokens: Tensor, cached: int) -> int:
         tokens: ``[B, L]`` token ids, or ``[B, L, width]`` embeddings.
         cached: columns in front of them that a cache stands for.
     """
+    outputs = getattr(outputs, _ORIGINAL, outputs)
     prompt: Tensor | None = getattr(outputs, _PROMPT, None)
     for known in () if prompt is None else (prompt, prompt[:, cached:]):
         if known.shape[1] and torch.equal(tokens[:, : known.shape[1]], known):
