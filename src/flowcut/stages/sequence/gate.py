@@ -83,7 +83,9 @@ class SequenceStage(Stage):
                 Override(module, "_replicate_for_data_parallel", self._replicate),
             ]
         if top is not base:
-            self.overrides += generation_overrides(parts, owner) + preparing_overrides(parts, self.steps)
+            self.overrides += generation_overrides(parts, owner, bool(self.decoder.layers)) + preparing_overrides(
+                parts, self.steps
+            )
         self.all: tuple[Stage, ...] = (self.decoder, self.outputs, self)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,10 +10,11 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache
 
-from ...errors import FlowCutError
+from ...errors import FlowCutError, UnsupportedModelError
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from ..forward_pass import joined
@@ -27,12 +28,12 @@ _PROMPT = "flowcut_prompt"
 _ORIGINAL = "flowcut_original"
 
 
-def generation_overrides(parts: ModelParts, owner: object) -> list[Override]:
-    """What of ``generate()`` is overridden on the model."""
+def generation_overrides(parts: ModelParts, owner: object, cuts_inside: bool) -> list[Override]:
+    """What of ``generate()`` is overridden on the model; ``cuts_inside``: the method cuts inside the language model."""
     top = parts.top
     return [
         Override(top, "_expand_multimodal_outputs", partial(expand_with_traces, parts)),
-        Override(top, "_prefill", partial(prefill, owner)),
+        Override(top, "_prefill", partial(prefill, owner, cuts_inside)),
         Override(top, "_prepare_position_ids_for_generation", prepare_positions),
         Override(top, "_get_candidate_generator", remember_prompt),
     ]
@@ -75,6 +76,7 @@ def expand_with_traces(
 
 def prefill(
     owner: object,
+    cuts_inside: bool,
     original: Callable[..., Any],
     input_ids: Tensor,
     generation_config: Any,
@@ -86,11 +88,20 @@ def prefill(
 
     Raises:
         FlowCutError: prefill in chunks; transformers then slices features by placeholder number.
+        UnsupportedModelError: without a cache pictures are encoded anew at every step, as older releases do in some
+            classes; a cut by the prompt's last token would then follow the answer's.
     """
     if generation_config.prefill_chunk_size is not None:
         raise FlowCutError(
             f"prefill_chunk_size={generation_config.prefill_chunk_size} is not supported while a method is "
             "attached: after the cut the prompt is short. Leave prefill_chunk_size at None."
+        )
+    pictured = any(name.startswith("pixel_values") and given is not None for name, given in model_kwargs.items())
+    if cuts_inside and pictured and not generation_config.use_cache:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} encodes the pictures of this class anew at every step without a "
+            "cache, so that a cut inside the language model would not follow the prompt alone. Leave use_cache on, use "
+            "a method that cuts in front of it, or install a newer transformers."
         )
     with joined(owner) as current, uncut_length(cache_in(model_kwargs)) as current.recounted:
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
