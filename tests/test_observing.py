@@ -319,3 +319,16 @@ def test_what_cannot_be_observed_is_refused_with_what_to_do() -> None:
         observe(nn.Linear(1, 1))
     with pytest.raises(UnsupportedModelError, match="so its flow cannot be observed"):
         observe(tiny_classes.tiny_model("aria"))
+
+
+@torch.no_grad()
+def test_half_precision_is_recorded_in_float32() -> None:
+    model = tiny.tiny_model().to(torch.bfloat16)
+    inputs = {**tiny.batch([tiny.prompt(1)]), "pixel_values": tiny.pictures(1).to(torch.bfloat16)}
+    expected = model(**inputs).logits
+    with observe(model, to_global=True) as flow:
+        assert torch.equal(model(**inputs).logits, expected)
+    tile, language = flow.images[0].tiles[0], flow.images[0].language
+    assert tile.to_global is not None and language is not None
+    for numbers in (tile.relation, tile.score, tile.importance, tile.redundancy, tile.to_global, language.attention):
+        assert numbers.dtype == torch.float32 and bool(numbers.isfinite().all())
