@@ -1,10 +1,10 @@
 """Encode a picture with flowcut in one process, and have vLLM answer from its kept tokens, sent as `image_embeds`.
 
-    vllm serve llava-hf/llava-1.5-7b-hf --enable-mm-embeds
+    vllm serve llava-hf/llava-1.5-7b-hf --enable-mm-embeds --limit-mm-per-prompt '{"image": 0}'
     python examples/serve_embeddings.py examples/pictures/astronaut.jpg "What is it?" --model llava-hf/llava-1.5-7b-hf
 
-The server runs vLLM's own LLaVA and knows nothing of flowcut: a picture is as many tokens as it is sent, and they are
-numbered one after the other. For LLaVA-1.5 and others whose picture is one row of placeholders.
+The server runs vLLM's own LLaVA, without its vision tower, and knows nothing of flowcut. A picture is as many tokens as
+it is sent, numbered one after the other. For LLaVA-1.5 and others whose picture is one row of placeholders.
 """
 
 from __future__ import annotations

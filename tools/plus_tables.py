@@ -80,6 +80,12 @@ def plus_average() -> str:
     return against("plus")
 
 
+@table("plus-new/average")
+def plus_new_average() -> str:
+    """Against every method on scenes with cut-outs that no training saw."""
+    return against("plus-new")
+
+
 @table("plus/tasks")
 def plus_tasks() -> str:
     """Every task on the test split."""

@@ -45,6 +45,7 @@ Trained = Annotated[Path, typer.Option(help="Folder with the trained parts.")]
 DEFAULT_ROOT = Path("runs/mini")
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 CUT = Path(__file__).parent / "log" / "cut.json"
+CUT_PICTURE = Path(__file__).parents[2] / "docs" / "train-cut.png"
 
 
 @app.command("fetch")
@@ -184,17 +185,20 @@ def cut_command(
     methods: Annotated[
         str, typer.Option(help="Methods with their budgets, separated by semicolons, or uncut; trained in this order.")
     ] = "flowcut(target_num=64);flowcut_plus(target_num=64);uncut",
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues, and updates, of each.")] = 48,
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 75,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues, and updates, of each.")] = 40,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes of the test split that are asked about.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, questions and prompts.")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="Dialogues between weights that are asked.")] = 20,
     target: Annotated[Path, typer.Option(help="JSON file to write.")] = CUT,
+    picture: Annotated[Path, typer.Option(help="PNG file to write.")] = CUT_PICTURE,
     start_from: Trained = CHECKPOINT,
     root: Root = DEFAULT_ROOT,
     threads: Threads = 1,
 ) -> None:
     """What training with cutting wins back; goes on where it was interrupted."""
     torch.set_num_threads(threads)
-    run_cut(Workspace(root), methods.split(";"), dialogues, scenes, seed, start_from, console, target)
+    run_cut(Workspace(root), methods.split(";"), dialogues, scenes, seed, every, start_from, console, target)
+    curves.draw_cut(target, picture)
 
 
 @app.command("toy")

@@ -18,9 +18,6 @@ from .cut import Going, ask_cut, name_of, time_cut, train_cut
 from .workspace import Workspace
 
 BEFORE = "before"
-PARTS = 2
-"""Weights are kept, and asked, so many times in a stage."""
-
 TIMED = 4
 """Updates of each that are timed."""
 
@@ -31,6 +28,7 @@ def run_cut(
     dialogues: int,
     scenes: int,
     seed: int,
+    every: int,
     start_from: Path,
     console: Console,
     target: Path,
@@ -43,15 +41,28 @@ def run_cut(
         dialogues: of each.
         scenes: of the test split.
         seed: of the dialogues.
+        every: dialogues between weights that are kept and asked.
         start_from: the weights before.
         console: where it is told.
-        target: the JSON file that is written; results of other seeds in it stay.
+        target: the JSON file that is written, as far as it goes; results of other seeds in it stay.
     """
     going = Going(workspace, load_model("flowcut-mini", "cpu"), dialogues, start_from, seed)
     split = load_split()
     methods = [None if name == "uncut" else make_method(name) for name in names]
     cutting = [method for method in methods if method is not None]
-    found: list[dict[str, Any]] = []
+    told: dict[str, Any] = {
+        "split": split.name,
+        "scenes": scenes,
+        "dialogues": dialogues,
+        "answers": [],
+        "logs": {},
+        "seconds": {},
+    }
+
+    def write() -> None:
+        stored = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps({**stored, f"seed {seed}": told}, indent=1) + "\n", encoding="utf-8")
 
     def asked(method: Method | None, trained: Path, weights: str, done: int) -> None:
         label = weights if done == 0 else f"{weights}-seed-{seed}-{done}"
@@ -60,36 +71,24 @@ def run_cut(
         right = [one for task in results.values() for one in task]
         console.print(f"weights {label}, tokens {name_of(method)}: {sum(right)} of {len(right)} right")
         hits = {task: "".join(str(int(one)) for one in some) for task, some in results.items()}
-        found.append({"weights": weights, "dialogues": done, "tokens": name_of(method), "right": hits})
+        told["answers"].append({"weights": weights, "dialogues": done, "tokens": name_of(method), "right": hits})
+        write()
 
-    for method in cutting:
-        asked(method, start_from, BEFORE, 0)
-    logs = {}
     for method in methods:
-        name, every = name_of(method), max(1, dialogues // PARTS)
-        if method is None:
-            asked(None, start_from, BEFORE, 0)
+        name = name_of(method)
+        asked(method, start_from, BEFORE, 0)
         folder = train_cut(
             going,
             method,
             save_every=every,
             progress=lambda done, line, name=name: console.print(f"{name}: {done} of {dialogues}, {line}"),
         )
-        logs[name] = list(csv.DictReader((folder / "log.csv").open(encoding="utf-8")))
+        told["logs"][name] = list(csv.DictReader((folder / "log.csv").open(encoding="utf-8")))
         for done in range(every, dialogues + 1, every) if method is not None else [dialogues]:
             for tested in [method] if method is not None else [*cutting, None]:
                 asked(tested, folder / str(done), name, done)
     timed = going.root / f"seconds-seed-{seed}.json"
     if not timed.exists():
         timed.write_text(json.dumps(time_cut(going, methods, TIMED)), encoding="utf-8")
-    stored = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    stored[f"seed {seed}"] = {
-        "split": split.name,
-        "scenes": scenes,
-        "dialogues": dialogues,
-        "answers": found,
-        "logs": logs,
-        "seconds": json.loads(timed.read_text(encoding="utf-8")),
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    told["seconds"] = json.loads(timed.read_text(encoding="utf-8"))
+    write()

@@ -116,7 +116,7 @@ def test_the_first_call_is_left_out_and_pairs_run_in_turns(monkeypatch: pytest.M
     timed = CallTimer.__enter__
 
     def noted(timer: CallTimer) -> CallTimer:
-        order.append("forward" in vars(timer._parts.base))
+        order.append("forward" in vars(timer._timer._parts.base))
         return timed(timer)
 
     monkeypatch.setattr(CallTimer, "__enter__", noted)

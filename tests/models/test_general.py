@@ -10,7 +10,7 @@ import tiny_classes
 import torch
 import transformers
 
-from flowcut import DivPrune, UnsupportedModelError, attach
+from flowcut import DivPrune, FlowCut, UnsupportedModelError, attach
 from flowcut.models import find_parts
 from flowcut.models.general import placeholder_of
 
@@ -66,3 +66,13 @@ def test_features_must_come_image_by_image(features: Any, shown: str, monkeypatc
     with attach(model, DivPrune(target_num=3)) as handle:
         model(**inputs)
         assert handle.trace.sequence is not None and handle.trace.sequence.visual_tokens == (3,)
+
+
+@torch.no_grad()
+def test_minicpm_without_the_join_in_its_tower_is_not_cut_there() -> None:
+    if not tiny_classes.installed("minicpmv4_6"):
+        pytest.skip(f"transformers {transformers.__version__} has no minicpmv4_6 that is supported")
+    model = tiny_classes.tiny_model("minicpmv4_6")
+    inputs = tiny_classes.together(model, [tiny_classes.sample(model, "minicpmv4_6", 1, 0)])
+    with attach(model, FlowCut(target_num=3)), pytest.raises(UnsupportedModelError, match="downsample_mode='4x'"):
+        model(**inputs, downsample_mode="4x")

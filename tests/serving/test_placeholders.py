@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import zoo
 
+import flowcut
 from flowcut import FlowCut, FlowCutError, UnsupportedModelError, make_method
+from flowcut.checkpoints.memory import write_memory
 from flowcut.methods import METHODS
 from flowcut.serving.choice import VARIABLE, identity_of, method_for
 from flowcut.serving.launch import command_of, server
@@ -68,7 +71,21 @@ def test_where_the_method_comes_from(tmp_path, monkeypatch) -> None:
         method_for(SimpleNamespace(), str(tmp_path))
     with pytest.raises(FlowCutError, match="cannot be used"):
         method_for(SimpleNamespace(flowcut="flowcat(target_num=9)"), str(tmp_path))
+    write_memory(expected, tmp_path)
+    assert method_for(SimpleNamespace(), str(tmp_path)) == expected
+
+
+def test_engines_are_told_apart_by_all_that_their_method_does(tmp_path) -> None:
     assert len({identity_of(FlowCut(target_num=one)) for one in (9, 8)}) == 2
+    shipped = Path(flowcut.__file__).parent / "methods" / "schedules"
+    calibration = next(shipped.glob("*.json")).read_text()
+    file = tmp_path / "schedule.json"
+    file.write_text(calibration)
+    method = FlowCut(target_num=64, schedule=str(file), decoder_layer=None)
+    first = identity_of(method)
+    assert identity_of(method) == first
+    file.write_text(calibration + "\n")
+    assert identity_of(method) != first
 
 
 def test_the_command_of_an_engine(tmp_path) -> None:

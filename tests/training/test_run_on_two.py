@@ -1,14 +1,14 @@
 """``flowcut train`` on two processes: the weights of one with the same samples an update, and going on after a kill.
 
-Each process has one sample in a pass, every third without a picture. DDP trains adapters and FSDP2 whole weights; both
-processes run everything one after the other, once for the whole file.
+Each process has one sample in a pass, every third without a picture. FSDP2 trains whole weights, the others adapters;
+DeepSpeed's are trained with where it is installed. Both processes run everything one after the other, once for all.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,9 @@ STEPS = 4
 
 RUNS: dict[str, dict[str, Any]] = {"ddp": {"tower": "lora"}, "fsdp2": {"language": "full", "tower": "full"}}
 """What is trained with which wrapper, beside the projector. Dropout would not be the same on one process."""
+
+if find_spec("deepspeed"):
+    RUNS |= {"zero2": {"tower": "lora"}, "zero3": {"tower": "lora"}}
 
 
 def run_of(place: Path, name: str, wrapper: str, batch: int) -> Any:
@@ -62,23 +65,24 @@ def kill(config: Any) -> None:
 def on_two(place: Path, runs: dict[str, Any], rank: int) -> dict[str, Any]:
     """What one of the two processes does."""
     told: list[str] = []
-    found: dict[str, Any] = {"told": told, "ddp": train(runs["two-ddp"], tell=told.append)}
-    kill(runs["killed-ddp"])
-    found["resumed"] = train(runs["killed-ddp"])
+    found: dict[str, Any] = {"told": told, "unbroken": train(runs["unbroken-ddp"], tell=told.append)}
     with pytest.raises(ValueError, match=r"different checkpoints in the output folder \(checkpoint-2, None\)"):
         agree(place / "checkpoint-2" if rank == 0 else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match="FSDP on accelerators alone"):
+            train(runs["refused-fsdp2"])
 
-    environment = {**two_processes.environment_of("fsdp2"), "ACCELERATE_MIXED_PRECISION": "no"}
-    os.environ.update(environment)
-    with pytest.raises(ValueError, match="FSDP on accelerators alone"):
-        train(runs["refused-fsdp2"])
     two_processes.know_fsdp()
-    kill(runs["two-fsdp2"])
-    found["fsdp2"] = train(runs["two-fsdp2"])
-    again = train(runs["two-fsdp2"])
-    assert again.resumed_from == STEPS and again.loss is None
-    for name in environment:
-        del os.environ[name]
+    for wrapper in RUNS:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in two_processes.environment_of(wrapper).items():
+                patch.setenv(name, value)
+            patch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+            kill(runs[f"two-{wrapper}"])
+            found[wrapper] = train(runs[f"two-{wrapper}"])
+            again = train(runs[f"two-{wrapper}"])
+            assert again.resumed_from == STEPS and again.loss is None
 
     # Last, because the command leaves the group of processes.
     asked = CliRunner().invoke(app, ["train", str(place / "asked.yaml"), "--json"])
@@ -95,7 +99,7 @@ def both(place: Path) -> list[dict[str, Any]]:
     """What each of the two processes came to."""
     report = {"tasks": "photo-v1", "per_task": 1}
     config_of(place, "asked", tune={"dropout": 0.0}, optimize={"steps": 1, "batch": 1}, report=report)
-    names = ("two-ddp", "killed-ddp", "refused-fsdp2", "two-fsdp2")
+    names = ("unbroken-ddp", "refused-fsdp2", *(f"two-{wrapper}" for wrapper in RUNS))
     runs = {name: run_of(place, *name.split("-"), 1) for name in names}
     return two_processes.run_both(lambda rank: on_two(place, runs, rank), place)
 
@@ -123,9 +127,9 @@ def test_the_weights_are_those_of_one_process(wrapper: str, place: Path, both: l
 
 @two_processes.can_fork
 def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(place: Path, both: list[dict[str, Any]]) -> None:
-    assert [one["resumed"].resumed_from for one in both] == [one["fsdp2"].resumed_from for one in both] == [2, 2]
-    expected = weights(place / "two-ddp")
-    for name, weight in weights(place / "killed-ddp").items():
+    assert all(one[wrapper].resumed_from == 2 for one in both for wrapper in RUNS)
+    expected = weights(place / "unbroken-ddp")
+    for name, weight in weights(place / "two-ddp").items():
         assert torch.equal(weight, expected[name]), name
 
 
@@ -134,7 +138,9 @@ def test_one_process_speaks_and_both_have_asked(both: list[dict[str, Any]]) -> N
     assert both[0]["told"] and not both[1]["told"]
     (code, said, _), (other_code, other_said, _) = both[0]["asked"], both[1]["asked"]
     assert code == other_code == 0 and '"eval_accuracy"' in said and other_said == ""
-    results = [replace(one["ddp"], evaluation={"eval_loss": one["ddp"].evaluation["eval_loss"]}) for one in both]
+    results = [
+        replace(one["unbroken"], evaluation={"eval_loss": one["unbroken"].evaluation["eval_loss"]}) for one in both
+    ]
     assert results[0] == results[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_unbroken_one(place: Path, mon
     told = [[(row["step"], row["loss"], row["grad_norm"], row["learning_rate"]) for row in log] for log in logs]
     assert told[0] == told[1] and len(told[0]) == 5
     assert all(0.6 < float(row["visual_tokens_saved"]) < 0.8 for row in logs[0] if row["visual_tokens_saved"])
+    # A cosine behind one update of warm-up.
+    rates = [0.0, *(1e-2 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4))]
+    assert [float(row["learning_rate"]) for row in logs[0]] == pytest.approx(rates, rel=1e-3)
+    assert all(float(row["tokens_per_second"]) > 0 and float(row["seconds_per_step"]) > 0 for row in logs[1])
 
 
 def test_a_run_with_other_settings_is_not_gone_on_with(place: Path) -> None:
@@ -116,6 +121,8 @@ def test_the_parts_that_shall_be_trained_move_and_the_others_do_not(
         for part in ("multi_modal_projector", "language_model", "lm_head", "vision_tower")
         if any(part in key for key in changed)
     } == moved
+    if tune.get("tower") == "lora":
+        assert not any(".layers.7." in key for key in weights(place / name)), "nor has it adapters"
     if tune.get("tower") == "full":
         behind = {key for key in before if "vision_tower" in key and (".layers.7." in key or "post_layernorm" in key)}
         assert behind and not behind & changed, "what the model does not read stays as it is"

@@ -18,11 +18,13 @@ class PeakMemory:
 
     Attributes:
         bytes: the result behind the block; ``None`` where it cannot be had.
+        most: the same with what was taken before.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.bytes: int | None = None
+        self.most: int | None = None
         self._before: int | None = None
 
     def __enter__(self) -> PeakMemory:
@@ -38,7 +40,7 @@ class PeakMemory:
     ) -> None:
         most = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident("VmHWM")
         if self._before is not None and most is not None:
-            self.bytes = max(0, most - self._before)
+            self.bytes, self.most = max(0, most - self._before), most
 
 
 def forget_peak() -> bool:

@@ -54,6 +54,7 @@ class PhaseTimer:
 
     Attributes:
         projector: seconds inside the projector; where it is a part of the tower, these count there as well.
+        projector_in_tower: those of them.
         first_token: seconds until the first token was chosen and the next one is begun, or the call ended.
     """
 
@@ -72,8 +73,10 @@ class PhaseTimer:
         self._clock = clock
         self._phases = phases
         self._called = 0
+        self._in_tower = False
         self._entered_projector = 0.0
         self.projector = 0.0
+        self.projector_in_tower = 0.0
         self.first_token = 0.0
         self._handles: list[Any] = []
         self._tower = 0.0
@@ -92,7 +95,7 @@ class PhaseTimer:
                 projector.register_forward_pre_hook(self._enter_projector, prepend=True),
                 projector.register_forward_hook(self._leave_projector),
                 *[
-                    tower.module.register_forward_pre_hook(self._enter_module, prepend=True)
+                    tower.module.register_forward_pre_hook(self._enter_tower, prepend=True)
                     for tower in self._parts.towers
                 ],
                 *[tower.module.register_forward_hook(self._leave_tower) for tower in self._parts.towers],
@@ -131,12 +134,16 @@ class PhaseTimer:
         self._entered_projector = self._now()
 
     def _leave_projector(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.projector += self._now() - self._entered_projector
+        seconds = self._now() - self._entered_projector
+        self.projector += seconds
+        self.projector_in_tower += seconds if self._in_tower else 0.0
 
-    def _enter_module(self, module: nn.Module, args: Any) -> None:
+    def _enter_tower(self, module: nn.Module, args: Any) -> None:
+        self._in_tower = True
         self._entered = self._now()
 
     def _leave_tower(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._in_tower = False
         self._tower += self._now() - self._entered
 
     def _enter_language_model(self, module: nn.Module, args: Any) -> None:

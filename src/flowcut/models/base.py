@@ -33,6 +33,8 @@ class Packing:
             of each group together; ``None`` where they are.
         rows: for a tower that takes images as rows of a batch, filled up to one length: given its positional and
             keyword arguments, int64 ``[patches]``, where the patches of every image stand in the rows laid end to end.
+        flops_in_front: for a tower of which only the last layers are cut: given how many patches of an image these
+            see, what it costs in front of them.
     """
 
     merger: nn.Module
@@ -46,6 +48,7 @@ class Packing:
     restores: bool = False
     arrange: Callable[[Tensor], Tensor | None] | None = None
     rows: Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    flops_in_front: Callable[[int], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ counted either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,7 @@ class ModelCosts:
     tower_inner_linear: int
     tower_outer_linear: int
     tower_width: int
+    in_front: Callable[[int], int] | None
     pooler_each: int
     pooler_once: int
     projector_linear: int
@@ -169,6 +170,7 @@ class ModelCosts:
             tower_inner_linear=0 if whole else linear_flops(parts.tower.attentions[0]) - projection,
             tower_outer_linear=0 if whole else linear_flops(parts.tower.mlps[0]) + projection,
             tower_width=width,
+            in_front=packing.flops_in_front if packing else None,
             pooler_each=pooler_each,
             pooler_once=pooler_once,
             projector_linear=sum(linear_flops(merger) for merger in mergers)
@@ -196,7 +198,7 @@ class ModelCosts:
             pairs = [into * into for into in tokens_into_layer]
         pooled = self.pooler_each * tokens_after_layer[-1] + self.pooler_once if len(tokens_after_layer) else 0
         return (
-            patches * self.patch_embedding
+            (patches * self.patch_embedding if self.in_front is None else self.in_front(patches))
             + pooled
             + sum(
                 into * self.tower_inner_linear + after * self.tower_outer_linear + 4 * pair * self.tower_width

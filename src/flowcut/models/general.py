@@ -36,6 +36,7 @@ PROJECTORS = (
     "projector",
     "visual_embeddings_table",
     "embed_vision",
+    "merger",
 )
 """Names of the module that maps a tower's features into the language model."""
 
@@ -47,6 +48,8 @@ MERGES = {
     "VideoLlama3Model": 2,
 }
 """Sides of the squares of patches that become one token, of models that join them and do not name it themselves."""
+
+MINICPM = ("MiniCPMV4_6Model", "MiniCPMV4_7Model")
 
 FIRST_POSITIONS = {"PaliGemmaModel": 1}
 """Models that count the positions of a prompt from another number than 0."""
@@ -156,6 +159,8 @@ def merge_of(base: Any) -> int:
         return int(base.config.vision_config.pooling_kernel_size)
     if kind == "Lfm2VlModel":
         return int(base.config.downsample_factor)
+    if kind in MINICPM:
+        return int(base.config.merge_kernel_size[0] ** base.config.merger_times)
     return MERGES.get(kind) or int(getattr(base.config, "spatial_merge_size", 1))
 
 
@@ -193,6 +198,11 @@ def projector_flops(base: Any) -> int | None:
         # A visual token is a weighted sum over a table of visual words, and not a row that is looked up.
         table: int = base.visual_embeddings_table.weight.numel()
         return linear_flops(base.vision_tower.head_linear) + 2 * table
+    if kind in MINICPM:
+        # Squares are joined several times, each time four to one.
+        last = len(base.merger.mlp) - 1
+        counts: list[int] = [4 ** (last - number) * linear_flops(one) for number, one in enumerate(base.merger.mlp)]
+        return sum(counts)
     return None
 
 

@@ -18,6 +18,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from ..errors import UnsupportedModelError
 from .base import Packing, VisionTower
+from .minicpm import flops_in_front, layers_behind, read_joined
 from .padded_rows import read_placed, read_shaped, rows_of_placed, rows_of_shaped
 from .towers import side
 
@@ -37,7 +38,8 @@ class PackedLayout:
         embedding: what embeds patches.
         merger: what makes visual tokens of groups; empty where the model does, out of the whole sequence.
         in_groups: whether the patches of a group follow one another, or stand in the rows of their picture.
-        read, rows: see :class:`~flowcut.models.base.Packing`.
+        read, rows, flops_in_front: see :class:`~flowcut.models.base.Packing`.
+        behind: gives the layers that are cut, where they are not all of ``layers``.
     """
 
     windows: bool = False
@@ -52,6 +54,8 @@ class PackedLayout:
     in_groups: bool = True
     read: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Sequence[Tensor]]] | None = None
     rows: Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None = None
+    behind: Callable[[Any], tuple[nn.Module, ...]] | None = None
+    flops_in_front: Callable[[Any, int], int] | None = None
 
 
 def pictures_with_sizes(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -84,6 +88,17 @@ def merged_by_two(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return grids, torch.split(pixels, grids.prod(dim=1).tolist())
 
 
+_MINICPM = PackedLayout(
+    attention="self_attn",
+    projection="out_proj",
+    embedding="embeddings.patch_embedding",
+    merger="",
+    in_groups=False,
+    read=read_joined,
+    behind=layers_behind,
+    flops_in_front=flops_in_front,
+)
+
 PACKED: dict[str, PackedLayout] = {
     "cohere_compass_vision": PackedLayout(deepstack="deepstack_merger_list"),
     "cosmos3_edge_vision": PackedLayout(
@@ -108,6 +123,8 @@ PACKED: dict[str, PackedLayout] = {
     "glm4v_vision": PackedLayout(joiner="downsample"),
     "glm_ocr_vision": PackedLayout(joiner="downsample"),
     "kimi_k25_vision": PackedLayout(layers="layers", merger="", in_groups=False),
+    "minicpmv4_6_vision": _MINICPM,
+    "minicpmv4_7_vision": _MINICPM,
     "minimax_m3_vl_vision": PackedLayout(
         layers="layers", attention="self_attn", projection="out_proj", embedding="embeddings.proj", merger=""
     ),
@@ -170,7 +187,9 @@ def find_packed_tower(module: nn.Module, merge: int = 1) -> tuple[VisionTower, n
     layout = PACKED.get(getattr(getattr(visual, "config", None), "model_type", ""))
     if layout is None:
         return None
-    layers = tuple(visual.get_submodule(layout.layers).children())
+    layers = layout.behind(visual) if layout.behind else tuple(visual.get_submodule(layout.layers).children())
+    if not layers:
+        return None
     merger: nn.Module = visual.get_submodule(layout.merger) if layout.merger else nn.Identity()
     merge = visual.spatial_merge_size if layout.merger else merge
     weight: Tensor = visual.get_submodule(layout.embedding).weight
@@ -186,6 +205,7 @@ def find_packed_tower(module: nn.Module, merge: int = 1) -> tuple[VisionTower, n
         restores=not layout.merger,
         arrange=None if layout.in_groups else partial(by_group, merge),
         rows=layout.rows,
+        flops_in_front=None if layout.flops_in_front is None else partial(layout.flops_in_front, visual),
     )
     tower = VisionTower(
         module=visual,

@@ -37,7 +37,6 @@ REFUSED: dict[str, str] = {
 """The reason by the name of the class."""
 
 _RESAMPLED = "makes its visual tokens by attention over the whole picture: each would change with a patch less"
-_JOINED_WITHIN = "joins squares of patches in the middle of its tower: what is cut in front is no token behind it"
 
 WHOLE: dict[str, str] = {
     "AriaModel": _RESAMPLED,
@@ -45,8 +44,6 @@ WHOLE: dict[str, str] = {
     "FastVlmModel": "has a convolutional tower (timm's FastViT): its last map is what becomes tokens",
     "Idefics2Model": _RESAMPLED,
     "Lfm3VlModel": "has a tower whose layers mix neighbouring patches by convolution",
-    "MiniCPMV4_6Model": _JOINED_WITHIN,
-    "MiniCPMV4_7Model": _JOINED_WITHIN,
     "Molmo2Model": "pools patches of crops that overlap, as the processor says: no patch belongs to one token",
     "PerceptionLMModel": "has a tower of timm's, whose attention does not go through transformers' interface",
     "UnlimitedOcrModel": "has a convolutional tower (SAM) in front of its attention, which shrinks the picture first",

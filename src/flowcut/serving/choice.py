@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from ..checkpoints.memory import read_memory
+from ..checkpoints.memory import has_file, read_memory
 from ..errors import FlowCutError
 from ..methods import Method, make_method
 from ..methods.naming import describe
@@ -63,7 +66,17 @@ def as_text(named: Any) -> str:
 
 
 def identity_of(method: Method) -> str:
-    """What tells the tokens of one engine from those of another: the method with every setting, and our version."""
+    """What tells the tokens of one engine from those of another: the method with every setting, and our version.
+
+    Of a schedule in a file its contents count as well: the same name may stand for another one elsewhere.
+
+    Raises:
+        OSError: the file is not there any more.
+    """
     from .. import __version__
 
-    return f"flowcut {__version__} {describe(method, budget=True)}"
+    named = f"flowcut {__version__} {describe(method, budget=True)}"
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
+    if has_file(settings):
+        named += f" {hashlib.sha256(Path(settings['schedule']).read_bytes()).hexdigest()}"
+    return named

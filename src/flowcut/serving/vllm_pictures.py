@@ -43,6 +43,11 @@ class CutProcessingInfo(MultiModalProcessingInfo):
         return method_for(self.get_hf_config(), self.ctx.model_config.model)
 
     @cached_property
+    def identity(self) -> str:
+        """What it does to a picture, in vLLM's caches."""
+        return identity_of(self.method)
+
+    @cached_property
     def skeleton(self) -> Any:
         """The model without its weights, by which tokens are counted."""
         # In the engine's own process vLLM has made classes of transformers its own, which ask for its config.
@@ -140,5 +145,5 @@ class CutProcessor(MultiModalProcessor):
     def _get_mm_hashes(self, inputs: Any) -> Any:
         # A cache that engines share must not hand one the tokens of another's method. Standing among the processor's
         # options, it also counts where a request brings a name of its own for a picture.
-        options = {**inputs.hf_processor_mm_kwargs, "flowcut": identity_of(self.info.method)}
+        options = {**inputs.hf_processor_mm_kwargs, "flowcut": self.info.identity}
         return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=options))

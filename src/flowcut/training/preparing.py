@@ -74,8 +74,9 @@ def prepare(config: TrainConfig) -> Prepared:
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # updates smaller than bfloat16's steps add up
+    for module in unread(tuned):
+        module.requires_grad_(False)
     _, parts = find_parts(tuned)
-    freeze_unread(tuned, parts)
     adapters = tuned is not model
     return Prepared(tuned.train(), processor, parts, MINI if adapters and config.model == MINI else None)
 
@@ -117,13 +118,14 @@ def with_adapters(model: Any, places: list[nn.Module], full: list[nn.Module], se
     from peft import LoraConfig, get_peft_model
 
     names = {id(module): name for name, module in model.named_modules()}
+    without = {id(one) for whole in (*full, *unread(model)) for one in whole.modules()}
     targets = [
         f"{names[id(place)]}.{name}"
         for place in places
         for name, module in place.named_modules()
         if isinstance(module, nn.Linear)
         and (settings.targets is None or name.rpartition(".")[2] in settings.targets)
-        and not any(module is one for whole in full for one in whole.modules())
+        and id(module) not in without
     ]
     if not targets:
         raise ValueError(f"tune.targets names no linear layer of what gets adapters: {settings.targets}.")
@@ -137,19 +139,23 @@ def with_adapters(model: Any, places: list[nn.Module], full: list[nn.Module], se
     return get_peft_model(model, config)
 
 
-def freeze_unread(model: Any, parts: ModelParts) -> None:
-    """Freeze the tower's layers behind the last one that the model reads: they do not run and get no gradient."""
+def unread(model: Any) -> list[nn.Module]:
+    """What lies in the towers behind the last layer that the model reads: it does not run and gets no gradient."""
+    family, parts = find_parts(model)
     if parts.tower.packing is not None:
-        return
-    family, _ = find_parts(model)
+        return []
     last = max(family.feature_choice(parts, {}).layers)
+    found: list[nn.Module] = []
     for tower in parts.towers:
-        for layer in tower.layers[last:]:
-            layer.requires_grad_(False)
-        for name, parameter in tower.module.named_parameters():
+        if last < len(tower.layers):
+            found += tower.layers[last:]
             # What follows the layers is not read either, where hidden states are.
-            if last < len(tower.layers) and re.search(r"(^|\.)(post_layernorm|layernorm|head)\.", name):
-                parameter.requires_grad_(False)
+            found += [
+                module
+                for name, module in tower.module.named_modules()
+                if re.search(r"(^|\.)(post_layernorm|layernorm|head)$", name)
+            ]
+    return found
 
 
 def assemble(parts: PartsConfig, dtype: torch.dtype) -> tuple[Any, Any]:

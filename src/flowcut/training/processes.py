@@ -10,18 +10,20 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
 
-def process_state(*, cpu: bool) -> PartialState:
-    """What this process knows of the others.
+def placement(*, told: bool) -> tuple[bool, str | None]:
+    """Whether accelerate must be told that a run stays on CPU, and the backend it must be told for that.
 
-    accelerate takes processes on CPU for separate ones, which would all train alone into one folder, unless it is told
-    that they run there.
+    It takes several processes on CPU for separate ones, which would all train alone into one folder, unless it is told;
+    but told that they stay there it knows no DeepSpeed, for which it is told the backend instead.
 
     Args:
-        cpu: do not use an accelerator; also where ``accelerate launch --cpu`` started the run, or there is none.
+        told: by the user; ``accelerate launch --cpu`` says so in the environment.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    told = cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=told or not (alone or torch.accelerator.is_available()))
+    told = told or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if told or alone or torch.accelerator.is_available():
+        return told, None
+    return (False, "gloo") if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else (True, None)
 
 
 def silent(line: str) -> None:
@@ -69,6 +71,8 @@ def check_sharing(accelerator: Accelerator, *, tasks: bool) -> None:
             "loaded; set it as recipes/train/fsdp2.yaml does."
         )
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    if deepspeed is None and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError("Told to stay on CPU, accelerate would silently train without DeepSpeed. Leave --cpu out.")
     if tasks and (plugin is not None or (deepspeed is not None and deepspeed.zero_stage == 3)):
         raise ValueError(
             "report.tasks asks the model in every process, but FSDP and ZeRO-3 leave none of them all weights. Use "

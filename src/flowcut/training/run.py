@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import yaml
+from accelerate import PartialState
 from transformers import TrainerState, TrainingArguments, set_seed
 
 from ..checkpoints.memory import read_memory, write_memory
@@ -23,19 +21,11 @@ from .config import UNCUT, TrainConfig
 from .conversation import Conversations
 from .dataset import SampleSet
 from .preparing import prepare, template_of
-from .processes import agree, process_state, silent
+from .processes import agree, placement, silent
 from .reading import named_method
+from .resuming import STATE, copy_weights, finished, last_checkpoint, remove_checkpoints, step_of
 from .samples import BadSamples, Sample, read_samples
-from .trainer import RUN, CutTrainer, RunCallback, write_run
-
-MAY_CHANGE = ("report", "output")
-"""Settings that may differ when a run goes on."""
-
-STATE = "trainer_state.json"
-"""What transformers' Trainer knows of a run, in each checkpoint."""
-
-OF_TRAINING = (STATE, RUN, "optimizer*", "scheduler.pt", "rng_state*", "pytorch_model_fsdp*")
-"""What a checkpoint holds beside the weights and what belongs to them."""
+from .trainer import CutTrainer, RunCallback, write_run
 
 Tell = Callable[[str], None]
 """Called with a line about what is done."""
@@ -84,7 +74,8 @@ def train(
         ValueError: the data, or the settings of a run that is gone on with, do not fit.
         FileNotFoundError: a file is missing.
     """
-    state = process_state(cpu=cpu)
+    cpu, backend = placement(told=cpu)
+    state = PartialState(cpu=cpu, backend=backend)
     if not state.is_main_process:
         tell = silent
     checkpoint = None if fresh else last_checkpoint(config)
@@ -117,7 +108,7 @@ def train(
         config,
         prepared,
         method,
-        args=arguments(config, cpu=state.device.type == "cpu"),
+        args=arguments(config, cpu=cpu, backend=backend),
         data_collator=Collator(prepared.processor, blank_row(writer) if always_picture else None),
         train_dataset=train_set,
         eval_dataset=held_out,
@@ -129,14 +120,15 @@ def train(
         write_run(config, Path(config.output))
     loss = None
     done = checkpoint if checkpoint is not None and finished(checkpoint) else None
+    shares = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     if done is not None:
         tell(f"The run was finished at {done}.")
         trainer.state = TrainerState.load_from_json(str(done / STATE))
-    if done is not None and trainer.is_fsdp_enabled:
-        tell("It is not evaluated again: FSDP shares out weights only together with an optimizer.")
+    if done is not None and shares:
+        tell("It is not evaluated again: FSDP and DeepSpeed take weights only together with an optimizer.")
         evaluates = False
         if state.is_main_process:
-            shutil.copytree(done, config.output, ignore=shutil.ignore_patterns(*OF_TRAINING), dirs_exist_ok=True)
+            copy_weights(done, config)
     elif done is not None:
         trainer._load_from_checkpoint(str(done))
     else:
@@ -145,7 +137,7 @@ def train(
         outcome = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loss = float(outcome.training_loss)
     evaluation = trainer.evaluate() if evaluates else {}
-    if done is None or not trainer.is_fsdp_enabled:
+    if done is None or not shares:
         trainer.save_model()
     if method is not None and state.is_main_process:
         write_memory(method, config.output, base=prepared.base)
@@ -160,13 +152,6 @@ def train(
         loss=loss,
         evaluation={key: value for key, value in evaluation.items() if isinstance(value, float)},
     )
-
-
-def remove_checkpoints(config: TrainConfig) -> None:
-    """Remove the checkpoints of an earlier run, which a later one would go on from."""
-    for path in Path(config.output).glob("checkpoint-*"):
-        if step_of(path) >= 0:
-            shutil.rmtree(path)
 
 
 def method_of(config: TrainConfig) -> Method | None:
@@ -210,7 +195,7 @@ def sample_sets(
     return made(samples), made(held) if held else None
 
 
-def arguments(config: TrainConfig, *, cpu: bool) -> TrainingArguments:
+def arguments(config: TrainConfig, *, cpu: bool, backend: str | None) -> TrainingArguments:
     """The same settings as transformers' Trainer takes them."""
     optimize, report = config.optimize, config.report
     # Trained towers and their adapters may leave weights without a gradient in a pass; nothing else does.
@@ -242,6 +227,7 @@ def arguments(config: TrainConfig, *, cpu: bool) -> TrainingArguments:
         save_total_limit=report.keep,
         report_to=reporters(config),
         use_cpu=cpu,
+        ddp_backend=backend,
     )
 
 
@@ -256,41 +242,3 @@ def reporters(config: TrainConfig) -> list[str]:
     if find_spec("tensorboard") is None:
         raise FlowCutError("report.tensorboard needs TensorBoard: pip install tensorboard.")
     return ["tensorboard"]
-
-
-def last_checkpoint(config: TrainConfig) -> Path | None:
-    """The last complete checkpoint of the same run, or ``None``.
-
-    Raises:
-        ValueError: the output folder holds a run with other settings.
-    """
-    folder = Path(config.output)
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{RUN}") if step_of(path.parent) >= 0]
-    if not complete:
-        return None
-    last = max(complete, key=step_of)
-    before = yaml.safe_load((last / RUN).read_text(encoding="utf-8"))
-    now = config.as_dict()
-    if now["method"] is None:
-        now["method"] = before["method"]
-    elif now["method"] != UNCUT:
-        now["method"] = describe(named_method(config), budget=True)  # type: ignore[arg-type]
-    differing = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
-    if differing:
-        raise ValueError(
-            f"{config.output} holds a run with other settings ({', '.join(differing)}). Choose another output, or "
-            "--fresh to begin anew."
-        )
-    return last
-
-
-def finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of the last update; transformers' Trainer would make one more."""
-    state = TrainerState.load_from_json(str(checkpoint / STATE))
-    return bool(state.global_step >= state.max_steps)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The update after which a checkpoint was made; -1 for another folder."""
-    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(found.group(1)) if found else -1

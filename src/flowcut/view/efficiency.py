@@ -32,7 +32,7 @@ NOTE = (
     "language model and their mean over its layers, cache entries and FLOPs (tower, projector, prefill; counted), "
     "bytes in the cache, seconds of preprocessing, tower, projector, prefill. A call (a batch): time to the first "
     "token, preprocessing included. Per token: the passes behind the first. Peak: memory allocated on a CUDA device, "
-    "elsewhere the process's largest resident set. The last columns compare calls that ran uncut as well, in turns: "
+    "elsewhere what is resident (Linux). The last columns compare calls that ran uncut as well, in turns: "
     "median ratio (quartiles) of seconds uncut to seconds as in the row, of the prefill, and, preprocessing included, "
     "until the first token and for the whole answer."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import families
@@ -173,19 +174,30 @@ def test_an_offloaded_cache(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(found.sequences, expected)
 
 
+GROUPS: dict[str, dict[str, Any]] = {
+    "fp8": {},
+    "quanto": {"q_group_size": 8},
+    "hqq": {"q_group_size": 8, "axis_key": 1, "axis_value": 1},
+}
+"""What the libraries that quantize need to be told of heads as small as these."""
+
+
+@pytest.mark.parametrize("backend", GROUPS)
 @torch.no_grad()
-def test_a_quantized_cache_holds_the_kept_tokens_alone() -> None:
+def test_a_quantized_cache_holds_the_kept_tokens_alone(backend: str) -> None:
     """The tokens are those of the language model by itself, on the kept tokens and a quantized cache of its own."""
+    if backend != "fp8":
+        pytest.importorskip({"quanto": "optimum.quanto", "hqq": "hqq"}[backend])
     model: Any = tiny.tiny_model()
     config = model.config.text_config
     try:
-        by_hand = QuantizedCache("fp8", config)
+        by_hand = QuantizedCache(backend, config, **GROUPS[backend])
     except ValueError:
         pytest.skip("this transformers quantizes caches with quanto and hqq only")
     inputs = one_picture()
     with attach(model, FlowCut(target_num=BUDGET)) as handle:
-        options = {"do_sample": False, "cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
-        answer = generated(model, inputs, **options)
+        settings = {"backend": backend, **GROUPS[backend]}
+        answer = generated(model, inputs, do_sample=False, cache_implementation="quantized", cache_config=settings)
         kept = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
         columns = handle.trace.sequence.columns[0] if handle.trace.sequence is not None else torch.empty(0)
     embeds = model.get_input_embeddings()(inputs["input_ids"])[:, columns]
@@ -199,6 +211,18 @@ def test_a_quantized_cache_holds_the_kept_tokens_alone() -> None:
         embeds = model.get_input_embeddings()(torch.tensor([expected[-1:]]))
     assert answer.sequences[0, inputs["input_ids"].shape[1] :].tolist() == expected
     assert answer[CACHE].get_seq_length() == len(columns) + 4
+
+
+@torch.no_grad()
+def test_transformers_itself_says_which_library_is_missing() -> None:
+    if find_spec("hqq") is not None:
+        pytest.skip("hqq is installed")
+    model, inputs = tiny.tiny_model(), one_picture()
+    with attach(model, FlowCut(target_num=BUDGET)):
+        expected = generated(model, inputs, do_sample=False).sequences
+        with pytest.raises(ImportError, match="hqq"):
+            generated(model, inputs, cache_implementation="quantized", cache_config={"backend": "hqq"})
+        assert torch.equal(generated(model, inputs, do_sample=False).sequences, expected), "nothing is left behind"
 
 
 @torch.no_grad()

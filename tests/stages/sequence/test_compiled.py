@@ -65,10 +65,10 @@ def test_a_compiled_forward(first: str) -> None:
 @torch.no_grad()
 def test_a_compiled_language_model_in_the_place_of_the_model_s_own(method: Method, first: str) -> None:
     model: Any = tiny.tiny_model()
-    own, given = model.model.language_model, inputs()
+    own, given, options = model.model.language_model, inputs(), {**OPTIONS, "max_new_tokens": 2}
     uncut = model(**given).logits
     with attach(model, method):
-        expected, answer = model(**given).logits, model.generate(**given, **OPTIONS)
+        expected, answer = model(**given).logits, model.generate(**given, **options)
     torch.compiler.reset()
     handle = attach(model, method) if first == "attached" else None
     model.model.language_model = torch.compile(own, backend="eager")
@@ -76,7 +76,7 @@ def test_a_compiled_language_model_in_the_place_of_the_model_s_own(method: Metho
         torch.testing.assert_close(model(**given).logits, uncut, rtol=1e-5, atol=1e-5)
         handle = attach(model, method)
     torch.testing.assert_close(model(**given).logits, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(model.generate(**given, **OPTIONS), answer)
+    assert torch.equal(model.generate(**given, **options), answer)
     handle.detach()
     torch.testing.assert_close(model(**given).logits, uncut, rtol=1e-5, atol=1e-5)
 
