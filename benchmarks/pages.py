@@ -45,13 +45,15 @@ def main(
     methods: Annotated[str, typer.Option(help="names separated by commas")] = "flowcut,uniform",
     budgets: Annotated[str, typer.Option(help="visual tokens of 576, separated by commas")] = "192,64",
 ) -> None:
-    """Print the share of inked patches that stay, with the standard error over pages."""
+    """Print the share of inked patches that stay, with the standard error over pages, and what could stay at most."""
     torch.set_num_threads(1)
     model, processor = load_mini()
     drawn = [page(seed) for seed in range(pages)]
-    table = Table("tokens", *methods.split(","), title=f"{np.mean([len(ink) for _, ink in drawn]):.0f} of 576 with ink")
+    table = Table(
+        "tokens", "at most", *methods.split(","), title=f"{np.mean([len(ink) for _, ink in drawn]):.0f} of 576 with ink"
+    )
     for budget in map(int, budgets.split(",")):
-        cells = []
+        cells = [f"{np.mean([min(1, budget / len(ink)) for _, ink in drawn]):.0%}"]
         for name in methods.split(","):
             shares = []
             with attach(model, make_method(name, budget)) as handle:

@@ -209,7 +209,7 @@ def check_flops(model: Any, inputs: dict[str, Tensor], method: FlowCut) -> None:
         sequence = handle.trace.sequence
     assert sequence is not None
     for ours, theirs in ((sequence.flops[0], cut), (sequence.uncut_flops[0], uncut)):
-        # torch also sees the scoring (one row for each layer), poolers, and rotary frequencies.
+        # torch also sees the scoring (one row for each layer), and rotary frequencies.
         assert ours.tower == pytest.approx(theirs[0], rel=0.06)
         assert ours.projector == theirs[1]
         assert ours.prefill == pytest.approx(theirs[2], rel=0.02)

@@ -266,7 +266,7 @@ def decode(
             stack.callback(recorder.remove)
             states = layer(
                 states,
-                attention_mask=causal(len(alive)),
+                attention_mask=causal(len(alive), states.dtype),
                 position_embeddings=model.rotary_emb(states, position_ids=own),
                 position_ids=None,
             )
@@ -285,9 +285,9 @@ def decode(
     return Row(row.columns, row.hidden_states, attentions, head(row.hidden_states[-1]))
 
 
-def causal(length: int) -> Tensor:
+def causal(length: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """``[1, 1, length, length]``: 0 where a token may look, the lowest number elsewhere."""
-    return torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
+    return torch.full((length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)[None, None]
 
 
 def loss_of(rows: Sequence[Row], labels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ LAYERS = (
     {"tasks"},
     {"llava_files"},
     {"view"},
-    {"harness", "training"},
+    {"app", "harness", "training"},
     {"cli"},
 )
 """The files and folders of the package from low to high; those that share a layer know nothing of each other.

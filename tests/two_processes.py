@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 SECONDS = 150
-"""As long as both may take; a collective call that waits for the other for half of it raises."""
+"""As long as both may take, unless told otherwise; a collective call that waits for the other for half of it raises."""
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "train"
 
@@ -28,8 +28,13 @@ can_fork = pytest.mark.skipif(
 )
 
 
-def run_both(work: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def run_both(work: Callable[[int], dict[str, Any]], folder: Path, seconds: float = SECONDS) -> list[dict[str, Any]]:
     """What ``work(rank)`` returned in each of the two processes, which share a gloo group.
+
+    Args:
+        work: what each does.
+        folder: where they meet.
+        seconds: as long as both may take.
 
     Raises:
         AssertionError: one of them raised, or was not done in time; with what it said.
@@ -39,7 +44,7 @@ def run_both(work: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[s
     for process in processes:
         process.start()
     for process in processes:
-        process.join(SECONDS)
+        process.join(seconds)
     hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]
     for process in processes:
         process.kill()

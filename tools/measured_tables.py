@@ -16,6 +16,7 @@ SHAPES = ("color", "shape")
 TASKS = (*THINGS, *SHAPES)
 BUDGETS = (192, 128, 64, 32, 16)
 POSITIONS = ("compact", "original")
+CALIBRATED = "flowcut(schedule=calibrated)"
 TARGETS = {"exist": 85, "name": 75, "where": 75, "count": 70, "color": 80, "shape": 95}
 """What the recipe aimed at with all 576 tokens."""
 
@@ -123,6 +124,18 @@ def budgets_weights() -> str:
     header = ["flowcut-mini", "uncut, average (95%)", "0.4.0 minus it"]
     return markdown(
         [*header, "compact, all six tasks", "compact, the four of things", "original, all six tasks"], lines
+    )
+
+
+@table("calibrated/paired")
+def calibrated_paired() -> str:
+    """The calibrated schedule against the adaptive one."""
+    lines = []
+    for budget in BUDGETS:
+        pair = [row_of("calibrated", method, budget, "compact") for method in (CALIBRATED, "flowcut")]
+        lines.append([str(budget), *(average(row) for row in reversed(pair)), points(difference("calibrated", pair))])
+    return markdown(
+        ["tokens", "adaptive, average (95%)", "calibrated, average (95%)", "calibrated minus adaptive"], lines
     )
 
 

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from flowcut.tasks import TASKS, wilson
-
-MEAN_OVER = 10
-"""So many dialogues are taken together in a curve."""
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -55,34 +51,42 @@ def draw(logs: list[Path], picture: Path) -> None:
 
 
 def draw_cut(found: Path, picture: Path) -> None:
-    """What training with cutting wins back (`cut_trial.py`): in training, and on the test split, over the dialogues.
+    """What training with cutting wins back (`cut_trial.py`): right answers over the dialogues, one line for each run.
 
     Args:
-        found: the JSON file of the trial; its first seed is drawn.
+        found: the JSON file of the trial; all seeds are drawn that were asked as many scenes as the first.
         picture: PNG file to write.
     """
-    told = next(iter(json.loads(found.read_text(encoding="utf-8")).values()))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    for color, (name, log) in enumerate(told["logs"].items()):
-        hits = np.cumsum([[0, 0], *([int(row["right"]), int(row["questions"])] for row in log)], axis=0)
-        span = min(MEAN_OVER, len(log))
-        asked = hits[span:] - hits[:-span]
-        left.plot(range(span, len(log) + 1), 100 * asked[:, 0] / asked[:, 1], color=f"C{color}", label=name)
-        points = [one for one in told["answers"] if one["tokens"] == name and one["weights"] in (name, "before")]
-        right.errorbar(
-            [one["dialogues"] for one in points],
-            [100 * share_of(one)[0] for one in points],
-            [[100 * abs(share_of(one)[0] - share_of(one)[end]) for one in points] for end in (1, 2)],
-            color=f"C{color}",
-            marker="o",
-            capsize=3,
-            linestyle="-",
-            label=f"{name}, trained with it",
-        )
-    left.set(xlabel=f"dialogues (mean of {MEAN_OVER})", ylabel="exact answers in training, %")
-    right.set(xlabel="dialogues", ylabel=f"exact answers, {told['split']}, %")
-    for axes in (left, right):
-        axes.legend(fontsize=8)
+    trials = list(json.loads(found.read_text(encoding="utf-8")).values())
+    trials = [told for told in trials if told["scenes"] == trials[0]["scenes"]]
+    figure, axes = plt.subplots(figsize=(8, 4))
+    colors: dict[str, str] = {}
+    labels: set[str] = set()
+    for told in trials:
+        answers = told["answers"]
+        for tokens, weights in dict.fromkeys((one["tokens"], one["weights"]) for one in answers if one["dialogues"]):
+            points = [one for one in answers if one["tokens"] == tokens and one["weights"] in (weights, "before")]
+            color = colors.setdefault(tokens, f"C{len(colors)}")
+            label = f"{tokens}, trained {'with it' if tokens == weights else weights}"
+            shares = [share_of(one) for one in points]
+            axes.errorbar(
+                [one["dialogues"] for one in points],
+                [100 * share for share, _, _ in shares],
+                [
+                    [100 * (share - low) for share, low, _ in shares],
+                    [100 * (high - share) for share, _, high in shares],
+                ],
+                color=color,
+                marker="o",
+                capsize=3,
+                linewidth=1.5,
+                elinewidth=0.7,
+                linestyle="-" if tokens == weights else ":",
+                label=None if label in labels else label,
+            )
+            labels.add(label)
+    axes.set(xlabel="dialogues", ylabel=f"exact answers, {trials[0]['split']}, %")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,12 +140,12 @@ def train_cut(going: Going, method: Method | None, *, save_every: int, progress:
     seen = see(going.loaded, method, (picture for picture, _ in scenes), kept)
     student, optimizer = learner(going)
     resume, log, done = folder / "resume.pt", folder / "log.csv", 0
-    rows: list[list[object]] = [["dialogue", "loss", "right", "questions"]]
+    rows: list[list[Any]] = [["dialogue", "loss", "right", "questions"]]
     if resume.exists():
         state = torch.load(resume, weights_only=True)
         done = state["done"]
         optimizer.restore(state["optimizer"])
-        rows = list(csv.reader(log.read_text(encoding="utf-8").splitlines()))[: done + 1]  # type: ignore[arg-type]
+        rows = list(csv.reader(log.read_text(encoding="utf-8").splitlines()))[: done + 1]
     for number, ((_, scene), visual) in enumerate(zip(scenes, seen, strict=True)):
         if number < done:
             continue

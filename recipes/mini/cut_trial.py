@@ -35,6 +35,8 @@ def run_cut(
 ) -> None:
     """Train with every method; ask before, on the way and after with its tokens, and after training uncut with all.
 
+    The weights before are asked with all tokens too: that is what can be won back.
+
     Args:
         workspace: of the recipe.
         names: methods with budgets as text, or ``uncut``.
@@ -44,7 +46,7 @@ def run_cut(
         every: dialogues between weights that are kept and asked.
         start_from: the weights before.
         console: where it is told.
-        target: the JSON file that is written, as far as it goes; results of other seeds in it stay.
+        target: the JSON file that is written, as far as it goes; those of other seeds or numbers of scenes in it stay.
     """
     going = Going(workspace, load_model("flowcut-mini", "cpu"), dialogues, start_from, seed)
     split = load_split()
@@ -62,7 +64,9 @@ def run_cut(
     def write() -> None:
         stored = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({**stored, f"seed {seed}": told}, indent=1) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps({**stored, f"seed {seed}, {scenes} scenes": told}, indent=1) + "\n", encoding="utf-8"
+        )
 
     def asked(method: Method | None, trained: Path, weights: str, done: int) -> None:
         label = weights if done == 0 else f"{weights}-seed-{seed}-{done}"
@@ -74,9 +78,11 @@ def run_cut(
         told["answers"].append({"weights": weights, "dialogues": done, "tokens": name_of(method), "right": hits})
         write()
 
+    asked(None, start_from, BEFORE, 0)
     for method in methods:
         name = name_of(method)
-        asked(method, start_from, BEFORE, 0)
+        if method is not None:
+            asked(method, start_from, BEFORE, 0)
         folder = train_cut(
             going,
             method,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,32 +11,11 @@ import pytest
 
 from flowcut.view.flow_report import save_flow_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-REQUIRED = bool(os.environ.get("FLOWCUT_REQUIRE_BROWSER"))
-
-if not REQUIRED:
-    pytest.importorskip("playwright", reason="needs playwright: pip install playwright axe-playwright-python")
-    pytest.importorskip("axe_playwright_python", reason="needs axe: pip install axe-playwright-python")
-    if not CHROMIUM:
-        pytest.skip("needs a browser: apt-get install chromium", allow_module_level=True)
-
 SCREENS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 900}},
     "phone": {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "has_touch": True},
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        # Chromium's sandbox does not start for root.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        launched = driver.chromium.launch(executable_path=CHROMIUM or None, args=arguments)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ FOLDER = Path(flowcut.cli.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
 COMMANDS = (
     "answer",
+    "app",
     "bench",
     "calibrate",
     "compare",

@@ -54,3 +54,8 @@ def test_budget() -> None:
         VisionZip(target_num=63, dominant=54, contextual=10)
     with pytest.raises(ValueError, match="or neither"):
         VisionZip(dominant=54)
+
+
+def test_contextual_tokens_are_the_nearest_number_to_their_share() -> None:
+    method = VisionZip(target_num=64)
+    assert [method.contextual_of(tokens) for tokens in (64, 128, 192, 12, 9, 1)] == [10, 20, 30, 2, 1, 0]

@@ -31,7 +31,13 @@ def test_the_list_says_what_attach_finds() -> None:
 @pytest.mark.families
 @pytest.mark.parametrize("model_type", [tiny_classes.named(model_type) for model_type in TESTED])
 def test_what_can_be_cut_is_what_the_list_says(model_type: str) -> None:
-    assert tiny_classes.support_of(model_type) == KNOWN[model_type]
+    found, listed = tiny_classes.support_of(model_type), KNOWN[model_type]
+    if Version(transformers.__version__).release[:2] == NEWEST.release:
+        assert found == listed
+    else:
+        # Another release may word a reason otherwise, or leave out a stage; it says so by its reason.
+        assert found.supported and (found.model_type, found.class_name) == (model_type, listed.class_name)
+        assert not found.projector and all(len(reason) > 20 for reason in (found.tower, found.decoder) if reason)
 
 
 def test_what_is_refused_has_a_reason() -> None:

@@ -14,6 +14,8 @@ import families
 import pytest
 import tiny_classes
 import torch
+import transformers
+from packaging.version import Version
 from tiny_classes import IMAGE, TESTED
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -131,7 +133,14 @@ def check_runs(model_type: str, method: Method) -> None:
             logits.append(model(**single).logits[0])
             kept += [image.kept.tolist() for image in handle.trace.images]
             answers += generated(model, single)
-        assert generated(model, together(samples[:1]), use_cache=False) == answers[:1]
+        try:
+            uncached = generated(model, together(samples[:1]), use_cache=False)
+        except UnsupportedModelError as error:
+            # Older releases encode the pictures of some classes anew at every step.
+            assert "Leave use_cache on" in str(error) and method.decoder_layers(find_parts(model)[1].second_cut)
+            assert Version(transformers.__version__) < Version("5.24")
+        else:
+            assert uncached == answers[:1]
         for side in ("left", "right"):
             cut = model(**together(samples, side)).logits
             sequence = handle.trace.sequence

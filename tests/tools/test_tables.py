@@ -22,6 +22,7 @@ NOT_OF_ROWS = {
     "| trained | faster | FLOPs | arrives |": "seconds of benchmarks/training.py",
     "| benchmark | question file | picture |": "lengths that LLaVA's scripts ask for",
     "| tokens | `flowcut` | `flowcut_plus` |": "counted FLOPs",
+    "| tokens | at most |": "patches of benchmarks/pages.py",
     "| | kernels, one prompt |": "counted operations",
     "| exit status | what happened |": "exit statuses",
     "| benchmark | question file |": "settings of LLaVA's scripts",

@@ -17,6 +17,7 @@ import pytest
 import torch
 import two_processes
 from toy_runs import config_of, make_place, weights
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from typer.testing import CliRunner
 
 from flowcut.cli import app
@@ -80,8 +81,11 @@ def on_two(place: Path, runs: dict[str, Any], rank: int) -> dict[str, Any]:
                 patch.setenv(name, value)
             patch.setenv("ACCELERATE_MIXED_PRECISION", "no")
             kill(runs[f"two-{wrapper}"])
+            unset_hf_deepspeed_config()  # or the next model is shared out while it is read, as in no process of its own
             found[wrapper] = train(runs[f"two-{wrapper}"])
+            unset_hf_deepspeed_config()
             again = train(runs[f"two-{wrapper}"])
+            unset_hf_deepspeed_config()
             assert again.resumed_from == STEPS and again.loss is None
 
     # Last, because the command leaves the group of processes.
@@ -101,7 +105,7 @@ def both(place: Path) -> list[dict[str, Any]]:
     config_of(place, "asked", tune={"dropout": 0.0}, optimize={"steps": 1, "batch": 1}, report=report)
     names = ("unbroken-ddp", "refused-fsdp2", *(f"two-{wrapper}" for wrapper in RUNS))
     runs = {name: run_of(place, *name.split("-"), 1) for name in names}
-    return two_processes.run_both(lambda rank: on_two(place, runs, rank), place)
+    return two_processes.run_both(lambda rank: on_two(place, runs, rank), place, seconds=400)
 
 
 def log_of(folder: Path) -> list[dict[str, str]]:

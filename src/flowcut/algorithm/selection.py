@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def top_in_order(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None) -> Tensor:
-    """The ``counts[b]`` best tokens of every row, in their original order.
+    """The ``counts[b]`` best tokens of every row, in their original order; of equals the first are better.
 
     Args:
         scores: ``[B, N]``, finite at valid tokens.
@@ -26,7 +26,15 @@ def top_in_order(scores: Tensor, counts: Sequence[int], valid: Tensor | None = N
     width = max(counts)
     if valid is not None:
         scores = scores.masked_fill(~valid, float("-inf"))
-    return in_order(scores.topk(width, dim=-1).indices, counts, scores.shape[-1])
+    return in_order(best_first(scores, width), counts, scores.shape[-1])
+
+
+def best_first(scores: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` best of every row of ``scores`` ``[..., N]``, the best first; int64 ``[..., count]``.
+
+    Of equals the one that comes first is better. ``topk`` leaves that open, and devices differ.
+    """
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def in_order(best: Tensor, counts: Sequence[int], tokens: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm import flow, schedule
-from ..algorithm.selection import gather_tokens, top_in_order
+from ..algorithm.selection import best_first, gather_tokens, top_in_order
 from ..errors import NonFiniteError
 from .fixed_schedule import fixed_schedule
 from .policies import VisionPolicy
@@ -160,7 +160,7 @@ def pooled_counts(
     first = 0
     for frames in pools:
         budget = sum(targets[first : first + frames])
-        chosen = ranked[first : first + frames].flatten().topk(budget).indices
+        chosen = best_first(ranked[first : first + frames].flatten(), budget)
         counts.append(torch.bincount(chosen // importance.shape[1], minlength=frames))
         first += frames
     kept: list[int] = torch.cat(counts).tolist()

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..algorithm.selection import best_first
 from .base import Method
 from .policies import VisionPolicy
 from .saliency import check_finite, ragged, unit
@@ -111,7 +112,7 @@ def prune_and_merge(
     if tokens == patches:
         return torch.arange(patches, device=keys.device), torch.eye(patches, device=keys.device)
     centres = max(1, tokens - 1)
-    ranking = attention.argsort(descending=True)
+    ranking = attention.argsort(descending=True, stable=True)
     outstanding = max(1, round(centres * attention_share))
     others = ranking[outstanding:].sort().values
     spaced = others[evenly(len(others), centres - outstanding).to(keys.device)]
@@ -131,7 +132,7 @@ def merge_around(centre: Tensor, attention: Tensor, keys: Tensor, neighbours: in
     weights = torch.eye(patches, device=keys.device)
     similarity = unit(keys)[centre] @ unit(keys).T
     similarity = similarity.scatter(1, centre[:, None], float("-inf"))
-    nearest = similarity.topk(min(neighbours, patches - 1), dim=1).indices
+    nearest = best_first(similarity, min(neighbours, patches - 1))
     weights[centre] += torch.zeros_like(similarity).scatter(1, nearest, attention[nearest])
     chosen = centre
     if rest:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..algorithm import flow
 from ..algorithm.segments import columns_of
+from ..algorithm.selection import best_first
 from .base import Method
 from .policies import DecoderPolicy
 from .ranking import check_ranked
@@ -128,7 +129,7 @@ def density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     rank = density.argsort(descending=True, stable=True).argsort()
     denser = rank[None] < rank[:, None]
     to_denser = torch.where(denser, distance, distance.max()).min(dim=1).values
-    centres = (to_denser * density).topk(clusters).indices.sort().values
+    centres = best_first(to_denser * density, clusters).sort().values
     assigned = distance[:, centres].argmin(dim=1)
     assigned[centres] = torch.arange(clusters, device=tokens.device)
     return centres, assigned

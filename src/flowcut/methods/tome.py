@@ -125,7 +125,7 @@ def bipartite_soft_matching(keys: Tensor, merges: int, has_cls: bool) -> tuple[T
         return torch.cat([first, second]) if len(second) else first, places[:0], places[:0]
     normed = unit(keys)
     best, partner = (normed[first] @ normed[second].T).max(dim=1)
-    ranking = best.argsort(descending=True)
+    ranking = best.argsort(descending=True, stable=True)
     unmerged = ranking[merges:]
     if has_cls:
         unmerged = unmerged.sort().values

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..algorithm.selection import best_first
 from .base import Method
 from .policies import VisionPolicy
 from .saliency import check_finite, mean_keys, ragged, saliency, unit
@@ -112,7 +113,7 @@ def zip_tokens(dominance: Tensor, keys: Tensor, dominant: int, contextual: int) 
         ``[K]`` ascending, and ``[K, N]`` weights.
     """
     patches = len(dominance)
-    best = dominance.topk(dominant).indices
+    best = best_first(dominance, dominant)
     is_dominant = torch.zeros_like(dominance, dtype=torch.bool).index_fill(0, best, True)
     others = (~is_dominant).to(torch.uint8).sort(descending=True, stable=True).indices[: patches - dominant]
     weights = torch.eye(patches, device=keys.device)

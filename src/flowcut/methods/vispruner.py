@@ -86,7 +86,7 @@ def important_and_diverse(attention: Tensor, features: Tensor, tokens: int, impo
         important: how many of them by attention. The others compete: split into two alternating sets, those of the
             first set that are most similar to one of the second go, ``step`` at a time.
     """
-    ranking = attention.argsort(descending=True)
+    ranking = attention.argsort(descending=True, stable=True)
     left, diverse = ranking[important:], tokens - important
     if not diverse:
         return ranking[:important].sort().values

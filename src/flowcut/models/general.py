@@ -108,7 +108,7 @@ class General(ModelFamily):
             group=reading.square(model.config) ** 2 if reading else 1,
             grid_positions=hasattr(model, "compute_3d_position_ids"),
             tokens_per_image=tokens_per_image(model),
-            projector_flops=projector_flops(model),
+            projector_flops=projector_flops(model) if tower.layers else None,
             first_position=FIRST_POSITIONS.get(type(base).__name__, 0),
             injection=injection_of(decoder),
             refusals=refusals,

@@ -49,6 +49,7 @@ class ForwardPass:
         owner: the attachment it belongs to, a token of its own: an object that does not keep the model alive.
         options: arguments of the ``get_image_features`` (or ``get_video_features``) call at work, else empty.
         images: what became of the images of that call, once the tower is through.
+        encoded: images that came encoded with the call, by modality, as they were in front of every wrapper.
         recounted: the cache of a prefill that tells its uncut length until the model is called, else ``None``.
         stretches: the columns that each run of decoder layers sees, once the prompts passed the gate; empty where it
             let them pass untouched.
@@ -62,6 +63,7 @@ class ForwardPass:
     owner: object
     options: dict[str, Any] = field(default_factory=dict)
     images: list[ImageTrace] = field(default_factory=list)
+    encoded: dict[str, Any] = field(default_factory=dict)
     recounted: Override | None = None
     stretches: list[Stretch] = field(default_factory=list)
     after: tuple[CacheState, ...] = ()

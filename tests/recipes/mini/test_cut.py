@@ -87,26 +87,32 @@ def test_the_trial_asks_before_on_the_way_and_after_with_each_ones_tokens(
     target.write_text(json.dumps({"seed 7": {}}))
     names = ["flowcut(target_num=9)", "uncut"]
     cut_trial.run_cut(workspace, names, 1, 2, 1, 1, tmp_path / "start", Console(quiet=True), target)
-    stored = json.loads(target.read_text())
-    assert stored.keys() == {"seed 7", "seed 1"} and stored["seed 1"]["seconds"] == {"flowcut-9": [[1.0, 2.0]]}
-    asked = [(one["weights"], one["dialogues"], one["tokens"]) for one in stored["seed 1"]["answers"]]
-    rest = [("uncut", 1, "flowcut-9"), ("uncut", 1, "uncut")]
-    assert asked == [("before", 0, "flowcut-9"), ("flowcut-9", 1, "flowcut-9"), ("before", 0, "uncut"), *rest]
-    counts = {task: len(hits) for task, hits in stored["seed 1"]["answers"][0]["right"].items()}
+    stored: dict[str, Any] = json.loads(target.read_text())
+    assert stored.keys() == {"seed 7", "seed 1, 2 scenes"}
+    stored = stored["seed 1, 2 scenes"]
+    assert stored["seconds"] == {"flowcut-9": [[1.0, 2.0]]}
+    asked = [(one["weights"], one["dialogues"], one["tokens"]) for one in stored["answers"]]
+    assert asked == [
+        ("before", 0, "uncut"),
+        ("before", 0, "flowcut-9"),
+        ("flowcut-9", 1, "flowcut-9"),
+        ("uncut", 1, "flowcut-9"),
+        ("uncut", 1, "uncut"),
+    ]
+    counts = {task: len(hits) for task, hits in stored["answers"][0]["right"].items()}
     assert len(counts) >= 4 and all(
-        {task: len(hits) for task, hits in one["right"].items()} == counts for one in stored["seed 1"]["answers"]
+        {task: len(hits) for task, hits in one["right"].items()} == counts for one in stored["answers"]
     )
 
 
 def test_the_curve_is_drawn_of_what_the_trial_wrote(tmp_path: Path) -> None:
-    log = [{"dialogue": str(number), "loss": "1", "right": "3", "questions": "4"} for number in range(1, 13)]
-    answers = [
+    answers: list[dict[str, Any]] = [
         {"weights": weights, "dialogues": done, "tokens": "flowcut-9", "right": {"exist": "0111", "count": right}}
         for weights, done, right in (("before", 0, "00"), ("flowcut-9", 6, "01"), ("flowcut-9", 12, "11"))
     ]
     assert curves.share_of(answers[1])[0] == 4 / 6
-    told = {"split": "test-v1", "logs": {"flowcut-9": log}, "answers": answers}
-    (tmp_path / "cut.json").write_text(json.dumps({"seed 0": told}))
+    told = {"split": "test-v1", "scenes": 2, "answers": [*answers, {**answers[2], "weights": "uncut"}]}
+    (tmp_path / "cut.json").write_text(json.dumps({"seed 0": told, "seed 1": {"scenes": 3}}))
     curves.draw_cut(tmp_path / "cut.json", tmp_path / "cut.png")
     with Image.open(tmp_path / "cut.png") as picture:
-        assert picture.width > 800 and len(picture.convert("RGB").getcolors(1_000_000)) > 10
+        assert picture.width > 800 and len(picture.convert("RGB").getcolors(1_000_000) or ()) > 10

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from ...errors import FlowCutError
 from ...trace import CacheState
 from ..observing.overrides import Override
 
 _ATTRIBUTE = "flowcut_state"
+_LAYERS = "flowcut_layers"
 _FOLLOWED = "flowcut_followed"
 
 
@@ -33,9 +35,28 @@ def read_states(cache: Cache | None) -> tuple[CacheState, ...]:
     return tuple(state.cropped(excess) for state in states) if length else ()
 
 
-def write_states(cache: Cache, states: tuple[CacheState, ...]) -> None:
-    """Leave ``states`` on a cache."""
+def states_for(cache: Cache | None, layers: tuple[int, ...]) -> tuple[CacheState, ...]:
+    """:func:`read_states`, for a method that cuts behind the decoder layers ``layers``.
+
+    Raises:
+        FlowCutError: another method cut the sequence behind other decoder layers, so that these layers' caches are of
+            other lengths.
+    """
+    states, before = read_states(cache), getattr(cache, _LAYERS, ())
+    if not states or before == layers:
+        return states
+    if not before:
+        return states * (1 + len(layers))
+    raise FlowCutError(
+        f"The cache's sequence was cut inside the language model, behind its layers {list(before)}, and the method "
+        f"that is attached now cuts behind {list(layers)}. Go on with the method that cut it, or with a new cache."
+    )
+
+
+def write_states(cache: Cache, states: tuple[CacheState, ...], layers: tuple[int, ...]) -> None:
+    """Leave ``states`` on a cache, one for every stretch of layers between cuts behind ``layers``."""
     setattr(cache, _ATTRIBUTE, states)
+    setattr(cache, _LAYERS, layers)
     if isinstance(cache.get_seq_length(), Tensor) and not hasattr(cache, _FOLLOWED):
         setattr(cache, _FOLLOWED, True)
         for name, function in (("crop", _crop), ("reset", _reset)):

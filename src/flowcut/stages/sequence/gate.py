@@ -28,9 +28,10 @@ from ..observing.overrides import Override
 from ..observing.references import check_reference
 from ..observing.stage import Stage
 from ..observing.tracing import untraced
-from .cache import begun, caches_in, read_states, write_states
+from ..projector.features import TRACES
+from .cache import begun, caches_in, states_for, write_states
 from .cache_argument import cache_in, with_current_name
-from .generation import generation_overrides
+from .generation import generation_overrides, recall
 from .handing import PIXELS, check_modalities, check_unread, handed_to
 from .outputs import OutputStage
 from .packing import check_lengths
@@ -82,19 +83,21 @@ class SequenceStage(Stage):
                 Override(module, "_replicate_for_data_parallel", self._replicate),
             ]
         if top is not base:
-            self.overrides += generation_overrides(parts, owner) + preparing_overrides(parts, self.steps)
+            self.overrides += generation_overrides(parts, owner, bool(self.decoder.layers)) + preparing_overrides(
+                parts, self.steps
+            )
         self.all: tuple[Stage, ...] = (self.decoder, self.outputs, self)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of model and base model."""
         if STEP not in kwargs:
-            self._open(module)
+            self._open(module, kwargs.get("mm_encoder_outputs") or {})
 
     @untraced
-    def _open(self, module: nn.Module) -> None:
-        """Begin a pass, unless one is at work around this call."""
+    def _open(self, module: nn.Module, encoded: dict[str, Any]) -> None:
+        """Begin a pass, unless one is at work around this call; ``encoded`` are images that came with it."""
         if module is not self.parts.base and module is not self.parts.top:
-            self.adopt(module)._open(module)
+            self.adopt(module)._open(module, encoded)
             return
         current = at_work(self.owner)
         if current is None or current.module is None:
@@ -107,6 +110,7 @@ class SequenceStage(Stage):
             current = begin(self.owner)
             current.module = module
         current.announced = module
+        current.encoded |= {name: output for name, output in encoded.items() if hasattr(output, TRACES)}
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Hook behind them, also after an error: end what :meth:`_begin` began."""
@@ -189,9 +193,11 @@ class SequenceStage(Stage):
             self.trained = True
         call = self._named(module, args, kwargs)
         cache = cache_in(call)
-        states = read_states(cache)
+        states = states_for(cache, self.decoder.layers)
         self._encode(call)
         encoded = call.get("mm_encoder_outputs") or {}
+        for name, output in encoded.items():
+            recall(output, current.encoded.get(name))
         features = {name: encoded[name] for name in self.parts.placeholders if encoded.get(name) is not None}
         if not features and not states:
             if not begun(cache, columns_of(call)):
@@ -262,7 +268,7 @@ class SequenceStage(Stage):
             return None
         if not current.stretches:
             for cache in caches_in(output):
-                write_states(cache, current.after)
+                write_states(cache, current.after, self.decoder.layers)
             return None
         cuts = len(self.decoder.layers)
         if len(current.stretches) != 1 + cuts:
@@ -271,7 +277,7 @@ class SequenceStage(Stage):
                 "its layers were replaced or wrapped after attaching; detach, make the change, then attach."
             )
         for cache in caches_in(output):
-            write_states(cache, tuple(stretch.after for stretch in current.stretches))
+            write_states(cache, tuple(stretch.after for stretch in current.stretches), self.decoder.layers)
         return self.outputs.lay_out(current, output)
 
 

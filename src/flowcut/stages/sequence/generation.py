@@ -10,10 +10,11 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache
 
-from ...errors import FlowCutError
+from ...errors import FlowCutError, UnsupportedModelError
 from ...models.base import ModelParts
 from ...trace import ImageTrace
 from ..forward_pass import joined
@@ -24,14 +25,15 @@ from .cache_argument import cache_in
 from .placeholders import are_placeholders, rows_of_images
 
 _PROMPT = "flowcut_prompt"
+_ORIGINAL = "flowcut_original"
 
 
-def generation_overrides(parts: ModelParts, owner: object) -> list[Override]:
-    """What of ``generate()`` is overridden on the model."""
+def generation_overrides(parts: ModelParts, owner: object, cuts_inside: bool) -> list[Override]:
+    """What of ``generate()`` is overridden on the model; ``cuts_inside``: the method cuts inside the language model."""
     top = parts.top
     return [
         Override(top, "_expand_multimodal_outputs", partial(expand_with_traces, parts)),
-        Override(top, "_prefill", partial(prefill, owner)),
+        Override(top, "_prefill", partial(prefill, owner, cuts_inside)),
         Override(top, "_prepare_position_ids_for_generation", prepare_positions),
         Override(top, "_get_candidate_generator", remember_prompt),
     ]
@@ -74,6 +76,7 @@ def expand_with_traces(
 
 def prefill(
     owner: object,
+    cuts_inside: bool,
     original: Callable[..., Any],
     input_ids: Tensor,
     generation_config: Any,
@@ -85,11 +88,20 @@ def prefill(
 
     Raises:
         FlowCutError: prefill in chunks; transformers then slices features by placeholder number.
+        UnsupportedModelError: without a cache pictures are encoded anew at every step, as older releases do in some
+            classes; a cut by the prompt's last token would then follow the answer's.
     """
     if generation_config.prefill_chunk_size is not None:
         raise FlowCutError(
             f"prefill_chunk_size={generation_config.prefill_chunk_size} is not supported while a method is "
             "attached: after the cut the prompt is short. Leave prefill_chunk_size at None."
+        )
+    pictured = any(name.startswith("pixel_values") and given is not None for name, given in model_kwargs.items())
+    if cuts_inside and pictured and not generation_config.use_cache:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} encodes the pictures of this class anew at every step without a "
+            "cache, so that a cut inside the language model would not follow the prompt alone. Leave use_cache on, use "
+            "a method that cuts in front of it, or install a newer transformers."
         )
     with joined(owner) as current, uncut_length(cache_in(model_kwargs)) as current.recounted:
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
@@ -128,6 +140,13 @@ def remember_prompt(original: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     return original(*args, **kwargs)
 
 
+def recall(output: Any, original: Any) -> None:
+    """Let a copy of encoded images know what became of them: accelerate's hooks hand on copies of all arguments."""
+    if original is not None and output is not None and not hasattr(output, TRACES):
+        setattr(output, TRACES, getattr(original, TRACES))
+        setattr(output, _ORIGINAL, original)
+
+
 def prompt_length(outputs: Any, tokens: Tensor, cached: int) -> int:
     """How many columns of ``tokens`` are the prompt, and not generated on top of it without a cache.
 
@@ -138,6 +157,7 @@ def prompt_length(outputs: Any, tokens: Tensor, cached: int) -> int:
         tokens: ``[B, L]`` token ids, or ``[B, L, width]`` embeddings.
         cached: columns in front of them that a cache stands for.
     """
+    outputs = getattr(outputs, _ORIGINAL, outputs)
     prompt: Tensor | None = getattr(outputs, _PROMPT, None)
     for known in () if prompt is None else (prompt, prompt[:, cached:]):
         if known.shape[1] and torch.equal(tokens[:, : known.shape[1]], known):

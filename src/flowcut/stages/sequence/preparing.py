@@ -16,7 +16,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ...models.base import ModelParts
 from ..observing.overrides import Override
-from .cache import read_states, write_states
+from .cache import read_states, states_for, write_states
 from .cache_argument import cache_in
 from .reservation import MADE
 from .step import Steps
@@ -44,12 +44,12 @@ class Prepared:
         """``prepare_inputs_for_generation``: a step on a cut static cache counts what is left."""
         inputs = original(*args, **kwargs)
         cache = cache_in(kwargs)
-        states = () if kwargs.get("is_first_iteration") else read_states(cache)
+        states = () if kwargs.get("is_first_iteration") else states_for(cache, self.steps.layers)
         if cache is not None and states:
             # What generate() adds to the prompt is no padding, and what was padding is known.
             inputs["attention_mask"] = None
             if cache.is_compileable:
-                write_states(cache, self.steps.prepared(self.make_masks, inputs, states))
+                write_states(cache, self.steps.prepared(self.make_masks, inputs, states), self.steps.layers)
         return inputs
 
     def masks(self, original: Callable[..., Any], **kwargs: Any) -> Any:

@@ -33,6 +33,7 @@ class BatchedStage(Stage):
         self.family = family
         self.parts = parts
         self.method = method
+        self.narrowed: list[Narrowed] = []
         self.observations = [self._watch(tower) for tower in parts.towers]
         for modality in parts.placeholders:
             self.overrides.append(Override(parts.base, f"get_{modality}_features", partial(encode, owner, modality)))
@@ -55,10 +56,22 @@ class BatchedStage(Stage):
             )
             self.overrides.append(Override(layer, "forward", partial(run_or_skip, index)))
         for modules, narrow in ((tower.projections, narrow_projected), (tower.mlps, narrow_input)):
-            for index, module in enumerate(modules):
-                self.handles.append(module.register_forward_pre_hook(partial(narrow, index)))
-                self.handles.append(module.register_forward_hook(partial(widen_output, index)))
+            for index, (layer, module) in enumerate(zip(tower.layers, modules, strict=True)):
+                place = Narrowed(layer, module, partial(narrow, index), partial(widen_output, index))
+                self.narrowed.append(place)
+                self.handles += place.handles
         return observation
+
+    def _follow(self) -> None:
+        """Move the hooks of a layer's parts to those that took their place since, as PEFT and quantizers do it."""
+        for place in self.narrowed:
+            current = place.layer.get_submodule(place.name)
+            if current is not place.module:
+                for handle in place.handles:
+                    handle.remove()
+                    self.handles.remove(handle)
+                place.lay_on(current)
+                self.handles += place.handles
 
     def _enter(
         self,
@@ -69,6 +82,7 @@ class BatchedStage(Stage):
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         observation.refresh()
+        self._follow()
         self.overrides += follow_checkpointing(tower.layers)
         pixel_values = args[0] if args else kwargs["pixel_values"]
         current_pass = at_work()
@@ -118,6 +132,31 @@ class BatchedStage(Stage):
         if current_pass is not None:
             current_pass.images = traces
         return output
+
+
+class Narrowed:
+    """A part of a layer that runs on the tokens that go on, and on no others.
+
+    Attributes:
+        layer: the layer.
+        name: of the part in it.
+        module: what stood there when the hooks were laid.
+        handles: of the hooks.
+    """
+
+    def __init__(
+        self, layer: nn.Module, module: nn.Module, before: Callable[..., Any], behind: Callable[..., Any]
+    ) -> None:
+        self.layer = layer
+        self.name = next(name for name, part in layer.named_modules() if part is module)
+        self.before = before
+        self.behind = behind
+        self.lay_on(module)
+
+    def lay_on(self, module: nn.Module) -> None:
+        """Lay the hooks."""
+        self.module = module
+        self.handles = [module.register_forward_pre_hook(self.before), module.register_forward_hook(self.behind)]
 
 
 def narrow_projected(index: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

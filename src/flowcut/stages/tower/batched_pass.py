@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from ...algorithm.selection import compose, counts_mask, with_prefix
+from ...algorithm.selection import best_first, compose, counts_mask, with_prefix
 from ...errors import FlowCutError, NotAppliedError, UnsupportedModelError
 from ...methods.base import Method
 from ...methods.policies import VisionPolicy
@@ -135,10 +135,10 @@ class BatchedPass:
         if bias is None:
             return mask
         check_bias(self.tower.config._attn_implementation)
-        per_token = nn.functional.pad(in_groups_of(bias, self.group), (self.tower.prefix, 0))
+        per_token = nn.functional.pad(in_groups_of(bias, self.group).to(query.dtype), (self.tower.prefix, 0))
         if self.valid is not None:
             per_token = per_token.masked_fill(~self.valid, torch.finfo(query.dtype).min)
-        return per_token[:, None, None].to(query.dtype).expand(-1, 1, query.shape[2], -1)
+        return per_token[:, None, None].expand(-1, 1, query.shape[2], -1)
 
     def arranged(self, hidden: Tensor) -> Tensor:
         """The first layer's input ``[B, S, width]``, the patches of each group side by side."""
@@ -275,7 +275,7 @@ class BatchedPass:
                 patches, shares = (part.to(own.device) for part in image.layout.blend)
                 scores = (own.flatten()[patches] * shares).sum(dim=1)
                 scores = scores.masked_fill(image.layout.tokens.to(own.device) < 0, float("-inf"))
-                yield scores.topk(image.target).indices.sort().values
+                yield best_first(scores, image.target).sort().values
 
     def _per_image(self, rows: tuple[int, ...]) -> list[int]:
         """Numbers of every row, summed over the rows of each image."""
