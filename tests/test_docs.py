@@ -68,7 +68,9 @@ def test_every_page_stands_in_the_sites_table_of_contents() -> None:
 @pytest.mark.parametrize(("start", "file"), [('"smolvlm_vision"', "towers.py"), ("name: ClassVar", "idefics3.py")])
 def test_the_page_on_families_shows_code_as_it_is(start: str, file: str) -> None:
     (code,) = [block for block in blocks(PAGE, "python") if block.startswith(start)]
-    assert indent(code, "    ") in (ROOT / "src" / "flowcut" / "models" / file).read_text()
+    # The formatter separates functions of a page by two lines, and methods of a class by one.
+    source, shown = (ROOT / "src" / "flowcut" / "models" / file).read_text(), indent(code, "    ")
+    assert re.sub(r"\n+", "\n", shown) in re.sub(r"\n+", "\n", source)
 
 
 def test_the_page_names_what_there_is() -> None:
