@@ -239,7 +239,7 @@ FAULTS = (
         "trace/sequence.py",
         "            full=full and before.full,",
         "            full=True,",
-        ("tests/test_indistinguishable.py", "-k", "decoder and clip and both"),
+        ("tests/fuzz/test_turns.py", "-k", "compact and padding"),
     ),
     Fault(
         "the loss counts cut columns",
