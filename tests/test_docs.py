@@ -68,7 +68,13 @@ def test_every_page_stands_in_the_sites_table_of_contents() -> None:
 @pytest.mark.parametrize(("start", "file"), [('"smolvlm_vision"', "towers.py"), ("name: ClassVar", "idefics3.py")])
 def test_the_page_on_families_shows_code_as_it_is(start: str, file: str) -> None:
     (code,) = [block for block in blocks(PAGE, "python") if block.startswith(start)]
-    assert indent(code, "    ") in (ROOT / "src" / "flowcut" / "models" / file).read_text()
+    # The formatter sets other empty lines on a page, where the code stands in no class.
+    source = (ROOT / "src" / "flowcut" / "models" / file).read_text()
+    assert without_empty_lines(indent(code, "    ")) in without_empty_lines(source)
+
+
+def without_empty_lines(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip())
 
 
 def test_the_page_names_what_there_is() -> None:

@@ -36,7 +36,7 @@ REARRANGED = ("idefics3", "internvl", "paddleocr_vl", "mistral3", "lfm2_vl")
 """Models whose patches FlowCut brings together in groups: the tower then computes the same in another order."""
 
 OTHERS = ("llava_next_video", "mistral3", "paddleocr_vl", "lfm2_vl")
-CASES = (*zoo.CASES, *OTHERS)
+CASES = (*zoo.CASES, *map(tiny_classes.named, OTHERS))
 every_family = pytest.mark.parametrize("name", CASES)
 
 
@@ -48,6 +48,15 @@ def given(name: str) -> tuple[Any, dict[str, Tensor]]:
         return case.model, case.together(case.samples)
     model = tiny_classes.tiny_model(name)
     return model, tiny_classes.together(model, [tiny_classes.sample(model, name, 1, 1)])
+
+
+@cache
+def observed(name: str) -> list[ImageFlow]:
+    """What is seen of :func:`given`."""
+    model, inputs = given(name)
+    with torch.no_grad(), observe(model) as flow:
+        model(**inputs)
+    return flow.images
 
 
 def tiles_of(images: list[ImageFlow]) -> list[TileFlow]:
@@ -153,12 +162,11 @@ def test_an_attached_method_ranks_by_the_same_numbers(name: str, monkeypatch: py
         seen.extend(importance.unbind())
         return importance
 
-    with observe(model) as flow:
-        model(**inputs)
+    images = observed(name)
     monkeypatch.setattr(FlowCutPolicy, "_compare", compared)
     with attach(model, FlowCut(retain_ratio=0.4, cut_every=None)):
         model(**inputs)
-    ours = [tile.importance[tile.cutting_layers[-1], tile.units] for tile in tiles_of(flow.images)]
+    ours = [tile.importance[tile.cutting_layers[-1], tile.units] for tile in tiles_of(images)]
     assert seen
     for theirs in seen:
         if name in REARRANGED:
@@ -173,14 +181,11 @@ def test_an_attached_method_ranks_by_the_same_numbers(name: str, monkeypatch: py
 def test_the_first_planned_cut_is_the_one_that_flowcut_makes(name: str) -> None:
     model, inputs = given(name)
     budget: dict[str, Any] = {"target_num": None, "retain_ratio": 0.3}
-    with observe(model, language=False) as flow:
-        model(**inputs)
     with attach(model, FlowCut(**budget)) as handle:
         model(**inputs)
         traces = handle.trace.images
     checked = 0
-    for image, trace in zip(flow.images, traces, strict=True):
-        assert image.language is None
+    for image, trace in zip(observed(name), traces, strict=True):
         for tile, plan, real in zip(image.tiles, image.planned(**budget), trace.tiles, strict=True):
             if not real.kept_after_layer or len(tile.units) < tile.patches // len(tile.patches_of_unit[0]):
                 continue  # the tower stays whole, or a tile has padding, which leaves it with the first cut
@@ -314,3 +319,16 @@ def test_what_cannot_be_observed_is_refused_with_what_to_do() -> None:
         observe(nn.Linear(1, 1))
     with pytest.raises(UnsupportedModelError, match="so its flow cannot be observed"):
         observe(tiny_classes.tiny_model("aria"))
+
+
+@torch.no_grad()
+def test_half_precision_is_recorded_in_float32() -> None:
+    model = tiny.tiny_model().to(torch.bfloat16)
+    inputs = {**tiny.batch([tiny.prompt(1)]), "pixel_values": tiny.pictures(1).to(torch.bfloat16)}
+    expected = model(**inputs).logits
+    with observe(model, to_global=True) as flow:
+        assert torch.equal(model(**inputs).logits, expected)
+    tile, language = flow.images[0].tiles[0], flow.images[0].language
+    assert tile.to_global is not None and language is not None
+    for numbers in (tile.relation, tile.score, tile.importance, tile.redundancy, tile.to_global, language.attention):
+        assert numbers.dtype == torch.float32 and bool(numbers.isfinite().all())

@@ -35,6 +35,7 @@ NOT_OF_ROWS = {
     "| method | seconds | of uncut | overhead |": "seconds of a script of release 2.0.0",
     "| | kernels of a prefill |": "counted operations",
     "| tower | eager | compiled |": "seconds of benchmarks/compiled_tower.py",
+    "| tower of |": "seconds of benchmarks/towers.py",
     "| method | budget | tower | prefill |": "seconds of flowcut bench",
     "| | on things | nothing is left of the shape asked about |": "which patches were kept",
     "| | one (298 nouns) | two (31) |": "votes of the tower's patches in training",
