@@ -409,6 +409,9 @@ class Machine(RuleBasedStateMachine):
         COUNTS["turn"] += 1
         if copied:
             talk.cache = copy.deepcopy(talk.cache)
+        if self.world.grid and all(image.whole for turn in talk.turns for image in turn.trace.images):
+            # Qwen's own forward cannot go on with several tokens where it is given the mask; generate() can.
+            steps = max(steps, 1)
         if show and not self.world.grid:
             rows = [pictures[row % len(pictures)] for row in range(talk.rows)]
             more = self.world.batch(rows, "left", noise, self.dtype)

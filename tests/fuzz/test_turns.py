@@ -15,6 +15,7 @@ from fuzz_worlds import World, world
 from transformers import DynamicCache
 
 from flowcut import DivPrune, FastV, FlowCut, FlowCutError, Method, PyramidDrop, attach
+from flowcut.methods.fastv import FastVPolicy
 
 NAME = "llava, clip"
 BUDGET = 9
@@ -75,6 +76,29 @@ def test_a_later_turn_brings_pictures_to_some_samples(kind: str, steps: int) -> 
         for rows in ([OTHER, PICTURE], [TEXT, OTHER]):
             speaking.turn(method, speaking.batch(rows[: len(first)], 3), steps)
         speaking.turn(method, speaking.talk.text(3, 1, 5, typed=False), 2)
+
+
+def test_a_later_picture_is_ranked_by_its_own_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking, method = Speaking([PICTURE]), METHODS["decoder"]
+    computed: list[torch.Tensor] = []
+    shown: list[torch.Tensor] = []
+    select = FastVPolicy.select
+
+    def watched(policy: FastVPolicy, view: Any) -> torch.Tensor:
+        shown.append(view.value)
+        return select(policy, view)
+
+    monkeypatch.setattr(FastVPolicy, "select", watched)
+    attention = speaking.model.model.language_model.layers[0].self_attn
+    hook = attention.v_proj.register_forward_hook(lambda module, args, output: computed.append(output))
+    try:
+        speaking.turn(method, speaking.batch([PICTURE]), 1)
+        speaking.turn(method, speaking.batch([OTHER], 3), 1)
+    finally:
+        hook.remove()
+    assert len(shown) == len(computed) == 2
+    for value, whole in zip(shown, computed, strict=True):
+        assert torch.equal(value, whole.unflatten(-1, (value.shape[1], -1)).transpose(1, 2))
 
 
 @pytest.mark.parametrize("after", METHODS)

@@ -30,7 +30,7 @@ FLOW = ("tests/algorithm/test_flow.py",)
 SCHEDULE = ("tests/algorithm/test_schedule.py",)
 COLUMNS = ("tests/algorithm/test_columns.py",)
 GATE = ("tests/stages/sequence/test_gate.py",)
-OUTPUTS = ("tests/test_indistinguishable.py", "-k", "every_output and decoder and clip and both")
+TWICE = ("tests/fuzz/test_turns.py", "-k", "twice and padding")
 STEPS = ("tests/test_indistinguishable.py", "-k", "step_by_step and (clip or llava_next)")
 RAGGED = ("tests/test_training.py", "-k", "ragged_batch")
 PACKED = ("tests/models/test_qwen2_vl.py", "-k", "single_runs or one_another")
@@ -190,14 +190,14 @@ FAULTS = (
         "stages/decoder/decoder_pass.py",
         "return slice(key.shape[2] - columns, None)",
         "return slice(0, columns)",
-        ("tests/fuzz/test_turns.py", "-k", "decoder and (padding or later)"),
+        ("tests/fuzz/test_turns.py", "-k", "ranked_by_its_own"),
     ),
     Fault(
         "the layer that cuts already counts as cut",
         "stages/decoder/decoder_pass.py",
         "number = bisect_left(self.layers, layer)\n",
         "number = bisect_left(self.layers, layer + 1)\n",
-        OUTPUTS,
+        TWICE,
     ),
     Fault(
         "beams share the wrong pictures",
@@ -239,7 +239,7 @@ FAULTS = (
         "trace/sequence.py",
         "            full=full and before.full,",
         "            full=True,",
-        ("tests/test_indistinguishable.py", "-k", "decoder and clip and both"),
+        ("tests/fuzz/test_turns.py", "-k", "compact and padding"),
     ),
     Fault(
         "the loss counts cut columns",
@@ -281,6 +281,6 @@ FAULTS = (
         "stages/projector/choosing.py",
         "return tuple(tokens[stays.to(tokens.device)] for",
         "return tuple(tokens[stays.to(tokens.device)].roll(1, 0) for",
-        ("tests/test_every_method.py", "-k", "divprune and llava_next"),
+        ("tests/test_indistinguishable.py", "-k", "second_computation and projector and clip"),
     ),
 )
