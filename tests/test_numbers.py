@@ -102,11 +102,14 @@ def test_under_autocast_every_choice_is_made_without_it(name: str, monkeypatch: 
 
 
 def poisoned(model: Any, module: nn.Module, poison: float) -> Any:
-    """Hook a module so that one number of every last token it puts out is ``poison``."""
+    """Hook a module so that one number of every middle and every last token it puts out is ``poison``.
+
+    The last patch of a tile may be padding, at which FlowCut does not look.
+    """
 
     def put(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
-        states[..., -1, 0] = poison
+        states[..., [states.shape[-2] // 2, -1], 0] = poison
 
     return module.register_forward_hook(put)
 

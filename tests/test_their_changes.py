@@ -16,7 +16,7 @@ import torch
 from families import fingerprint
 from torch import Tensor, nn
 
-from flowcut import DivPrune, FastV, FlowCut, Method, NotAppliedError, attach, detach
+from flowcut import DivPrune, FastV, FlowCut, Method, NotAppliedError, UnsupportedModelError, attach, detach
 
 TARGET = 9
 METHODS: dict[str, Method] = {
@@ -113,10 +113,33 @@ class Dimmed(type(tiny.tiny_model())):  # type: ignore[misc]
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         return super().get_image_features(pixel_values, **kwargs)
 
-    def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        mm_encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        kwargs["mm_encoder_outputs"] = mm_encoder_outputs
         output = super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
         output.logits = 0.5 * output.logits
         return output
+
+
+class Encoding(type(tiny.tiny_model())):  # type: ignore[misc]
+    """Another, to which transformers cannot hand encoded pictures."""
+
+    def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **kwargs: Any) -> Any:
+        return super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+
+
+@torch.no_grad()
+def test_a_forward_that_encodes_anew_at_every_step_is_refused_without_a_cache() -> None:
+    model = Encoding(tiny.tiny_config()).eval()
+    with attach(model, FastV(target_num=9, layers=1)):
+        model.generate(**inputs_of(), **GREEDY)
+        with pytest.raises(UnsupportedModelError, match="its forward name the argument mm_encoder_outputs"):
+            model.generate(**inputs_of(), **GREEDY, use_cache=False)
 
 
 @every_method

@@ -117,12 +117,13 @@ def bipartite_soft_matching(keys: Tensor, merges: int, has_cls: bool) -> tuple[T
 
     Returns:
         Positions: the tokens that stay, in ToMe's order behind the layer (first the unmerged of the first set, then the
-        second set); ``[merges]`` those merged, and ``[merges]`` what each is merged into.
+        second set; as it was, where nothing is merged); ``[merges]`` those merged, and ``[merges]`` what each is merged
+        into.
     """
     places = torch.arange(len(keys), device=keys.device)
-    first, second = (places[1::2], places[::2]) if has_cls else (places[::2], places[1::2])
     if not merges:
-        return torch.cat([first, second]) if len(second) else first, places[:0], places[:0]
+        return places, places[:0], places[:0]
+    first, second = (places[1::2], places[::2]) if has_cls else (places[::2], places[1::2])
     normed = unit(keys)
     best, partner = (normed[first] @ normed[second].T).max(dim=1)
     ranking = best.argsort(descending=True, stable=True)

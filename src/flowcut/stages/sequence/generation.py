@@ -101,7 +101,8 @@ def prefill(
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} encodes the pictures of this class anew at every step without a "
             "cache, so that a cut inside the language model would not follow the prompt alone. Leave use_cache on, use "
-            "a method that cuts in front of it, or install a newer transformers."
+            "a method that cuts in front of it, or install a newer transformers; if the class is your own, let "
+            "its forward name the argument mm_encoder_outputs."
         )
     with joined(owner) as current, uncut_length(cache_in(model_kwargs)) as current.recounted:
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
