@@ -210,8 +210,33 @@ def test_a_forked_process_has_an_attached_model_of_its_own() -> None:
 
 
 @torch.no_grad()
+def answer_elsewhere(pipe: Any, weights: dict[str, Tensor], method: Method) -> None:
+    """What a spawned process does: load, attach what it was handed, and tell what it kept and generated."""
+    model: Any = tiny.tiny_model()
+    model.load_state_dict(weights)
+    with attach(model, method) as handle:
+        tokens = model.generate(**inputs_of(), **GREEDY).tolist()
+        pipe.send((tokens, handle.trace.images[0].kept.tolist()))
+
+
+@torch.no_grad()
+def test_a_spawned_process_attaches_and_answers_as_this_one() -> None:
+    """It is handed weights: a whole model that comes pickled into a fresh process does not run, uncut either (5.24)."""
+    model: Any = tiny.tiny_model()
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=answer_elsewhere, args=(there, model.state_dict(), METHODS[0]))
+    child.start()
+    assert here.poll(120), "the process did not answer"
+    found = here.recv()
+    child.join(30)
+    with attach(model, METHODS[0]) as handle:
+        expected = model.generate(**inputs_of(), **GREEDY).tolist()
+        assert found == (expected, handle.trace.images[0].kept.tolist()) and child.exitcode == 0
+
+
+@torch.no_grad()
 def test_what_a_spawned_process_is_handed_is_a_detached_model_or_an_error() -> None:
-    """Spawned processes get their arguments pickled; importing everything anew there would show nothing more."""
     model: Any = tiny.tiny_model()
     with attach(model, METHODS[0]), pytest.raises(FlowCutError, match="multiprocessing"):
         ForkingPickler.dumps(model)
