@@ -16,7 +16,7 @@ from transformers.video_utils import VideoMetadata
 
 from flowcut import CDPruner, DivPrune, FlowCut, FlowCutPlus, SparseVLM, UnsupportedModelError
 from flowcut.app.answering import Answers, Desk
-from flowcut.app.drawing import draw_grid, draw_step, seen, steps_of, table_html
+from flowcut.app.drawing import draw_grid, draw_steps, seen, steps_of, table_html
 from flowcut.attaching import handle_of
 from flowcut.checkpoints.loading import load_model
 from flowcut.inputs.clips import Clip
@@ -61,8 +61,9 @@ def test_the_slider_goes_from_the_whole_picture_to_what_the_last_layer_saw(desk:
         assert lengths[0] == 36 and lengths == sorted(set(lengths), reverse=True)
         assert answered.at_the_end is not None and torch.equal(steps[-1].kept, answered.at_the_end)
         assert answered.image is not None
-        drawn = draw_step(seen(desk, now), answered.image, steps[-1])
-        assert drawn.startswith('<img alt="') and f"{lengths[-1]} of 36" in drawn
+        drawn = draw_steps(seen(desk, now), answered.image, steps)
+        assert [f": {length} of 36" in one for length, one in zip(lengths, drawn.split("<div")[1:], strict=True)]
+        assert drawn.count(" hidden>") == len(steps) - 1 and " hidden>" not in drawn.rpartition("<div")[2]
     assert draw_grid(seen(desk, now), now).count("data:image/png") == 1
 
 
@@ -117,4 +118,5 @@ def test_clips(desk: Desk, tmp_path: Path) -> None:
     assert len(shown) == 4 and draw_grid(shown, now).startswith("<img")
     for answered in now.cut:
         assert answered.image is not None
-        assert "frame" not in draw_step(shown, answered.image, steps_of(answered)[-1])[:40]
+        steps = steps_of(answered)
+        assert draw_steps(shown, answered.image, steps).count("data:image/jpeg") == len(steps) > 1

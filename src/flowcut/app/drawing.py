@@ -68,14 +68,23 @@ def seen(desk: Desk, answers: Answers) -> list[Pixels]:
     return [seen_pixels(answers.pixel_values, processor.image_processor, answers.visual, image)]
 
 
+def draw_steps(pixels: list[Pixels], image: ImageTrace, steps: list[Step]) -> str:
+    """A picture, or a row of frames, with what is left at every step; only the last one shows."""
+    drawn = [draw_step(pixels, image, step) for step in steps]
+    hidden = ["" if number == len(steps) - 1 else " hidden" for number in range(len(steps))]
+    return "".join(f'<div class="step"{one}>{html}</div>' for one, html in zip(hidden, drawn, strict=True))
+
+
 def draw_step(pixels: list[Pixels], image: ImageTrace, step: Step) -> str:
-    """A picture, or a row of frames, with what is left at a step."""
+    """One of :func:`draw_steps`."""
     title = f"{step.title}: {len(step.kept)} of {image.patches}"
     if len(pixels) == 1:
-        return figure_html(draw_panels(pixels[0], image.grid, [(title, kept_grid(step.kept, image.grid))]), title)
-    alive = _alive(step.kept, image.grid)
-    panels: list[Panel] = [(f"frame {number} · {int(one.sum())}", one) for number, one in enumerate(alive)]
-    return figure_html(draw_panels(pixels, image.grid[1:], panels, [title]), title)
+        figure = draw_panels(pixels[0], image.grid, [(title, kept_grid(step.kept, image.grid))])
+    else:
+        alive = _alive(step.kept, image.grid)
+        panels: list[Panel] = [(f"frame {number} · {int(one.sum())}", one) for number, one in enumerate(alive)]
+        figure = draw_panels(pixels, image.grid[1:], panels, [title])
+    return figure_html(figure, title, "jpeg")
 
 
 def _alive(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -155,11 +164,11 @@ def preview_html(visual: Visual) -> str:
     return image_html(stored, "jpeg", f"The first frame of the clip, {size}" if clip else f"Your picture, {size}")
 
 
-def figure_html(figure: Figure, text: str) -> str:
+def figure_html(figure: Figure, text: str, kind: str = "png") -> str:
     """A figure of matplotlib in the page."""
     stored = io.BytesIO()
-    figure.savefig(stored, format="png", dpi=110)
-    return image_html(stored, "png", text)
+    figure.savefig(stored, format=kind, dpi=110)
+    return image_html(stored, kind, text)
 
 
 def image_html(stored: io.BytesIO, kind: str, text: str) -> str:

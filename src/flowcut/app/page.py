@@ -15,7 +15,7 @@ from ..view.overlay import Pixels
 from .answering import Answered, Answers, Desk, Visual
 from .drawing import (
     draw_grid,
-    draw_step,
+    draw_steps,
     name_of,
     preview_html,
     problem_html,
@@ -35,6 +35,11 @@ BUDGETS = "64,16"
 CHOSEN = ("flowcut", "flowcut_plus")
 MOST_RUNS = 12
 """At most so many answers to one question, so that nobody keeps the others waiting for long."""
+
+SHOW_STEP = """(wanted) => {
+  document.querySelectorAll("#overlay .step").forEach((step, number) => { step.hidden = number !== wanted; });
+}"""
+"""What the slider does, in the browser: all steps are there."""
 
 STYLE = """
 .problem { border-left: 4px solid #c2410c; padding: .4em .8em; }
@@ -148,15 +153,8 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
             steps = steps_of(one)
             last = len(steps) - 1
             slider = gr.Slider(0, max(last, 1), last, step=1, interactive=last > 0)
-            overlay = draw_step(found.pixels, one.image, steps[last])
+            overlay = draw_steps(found.pixels, one.image, steps)
             return slider, overlay, draw_grid(found.pixels, found.answers), ""
-
-        def move(found: Result | None, name: str | None, number: float) -> Any:
-            one = answered(found, name)
-            if found is None or one is None or one.image is None:
-                return gr.skip()
-            steps = steps_of(one)
-            return draw_step(found.pixels, one.image, steps[min(int(number), len(steps) - 1)])
 
         def write_report(found: Result | None, name: str | None) -> str:
             one = answered(found, name)
@@ -178,14 +176,7 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
         ).then(look_at, [result, shown], [layer, overlay, grid, report], api_visibility="private")
         shown.input(look_at, [result, shown], [layer, overlay, grid, report], api_visibility="private")
         make.click(write_report, [result, shown], report, api_visibility="private")
-        layer.input(
-            move,
-            [result, shown, layer],
-            overlay,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
+        layer.input(None, layer, None, js=SHOW_STEP, api_visibility="private")
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
     return page
 
