@@ -21,7 +21,8 @@ from flowcut.measure.seeing import Sight, see
 from flowcut.methods import FlowCut, make_methods
 from flowcut.view.flow import FIGURES, draw_criteria, draw_redundancy, draw_schedule
 from flowcut.view.flow_report import report_data
-from flowcut.view.maps import in_rows, marked, pictures_of, rows_of, shown_layers, shown_rows
+from flowcut.view.maps import in_rows, pictures_of, rows_of, shown_layers, shown_rows
+from flowcut.view.overlay import kept_rows
 
 METHOD = FlowCut(retain_ratio=0.3)
 
@@ -88,7 +89,7 @@ def test_rows_layers_and_marks_are_chosen_evenly() -> None:
     sight: Sight = see(loaded_llava(), picture(), METHOD, to_global=False)
     assert shown_layers(sight.flow) == [0, 2, 3, 4, 6]
     assert shown_rows(sight.flow) == [0]
-    assert marked(torch.tensor([0, 5]), (2, 1, 3)).tolist() == [[[True, False, False]], [[False, False, True]]]
+    assert kept_rows(torch.tensor([0, 5]), (2, 1, 3)).tolist() == [[[True, False, False]], [[False, False, True]]]
 
 
 ORDINARY = ("llava_next",)

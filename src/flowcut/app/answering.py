@@ -14,8 +14,7 @@ from ..attaching import attach
 from ..checkpoints.loading import LoadedModel
 from ..errors import FlowCutError, NotAppliedError
 from ..inputs.clips import Clip
-from ..inputs.prompting import model_inputs
-from ..measure.run import Outcome, check_videos, generate, outcome, token_numbers
+from ..measure.run import Outcome, check_videos, generate, outcome, prepared, token_numbers
 from ..measure.seeing import Sight, see
 from ..methods import FlowCut, Method
 from ..models import find_parts
@@ -113,11 +112,7 @@ class Desk:
             ValueError: the question is empty.
             UnsupportedModelError: see :meth:`check`.
         """
-        self.check(visual)
-        inputs = model_inputs(self.loaded.processor, visual, question)
-        name = "pixel_values_videos" if isinstance(visual, Clip) else "pixel_values"
-        pixel_values = inputs[name].float().cpu()
-        inputs = inputs.to(self.loaded.device, dtype=self.loaded.dtype)
+        inputs, pixel_values = prepared(self.loaded, self._parts, visual, question)
         with self._lock:
             tokens, seconds = generate(self.loaded, self._parts, inputs, self.max_new_tokens)
         uncut = outcome(self.loaded, tokens, [seconds], UNKNOWN)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import math
-import textwrap
 from dataclasses import dataclass
 from html import escape
 
-import numpy as np
+import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..inputs.clips import Clip
 from ..methods.naming import describe
 from ..trace import ImageTrace
-from ..view.filmstrip import seen_frames
+from ..view.comparison import shortened
+from ..view.filmstrip import seen_rows
 from ..view.flow_report import report_data, report_page
 from ..view.maps import pictures_of
-from ..view.overlay import Panel, Pixels, draw_panels, kept_grid, seen_pixels
+from ..view.overlay import Panel, Pixels, draw_panels, kept_grid, kept_rows
 from .answering import Answered, Answers, Desk, Visual
 
 ANSWER_CHARACTERS = 16
@@ -49,23 +48,16 @@ def steps_of(answered: Answered) -> list[Step]:
     image, end = answered.image, answered.at_the_end
     if image is None or end is None:
         return []
-    steps = [Step("as it came", _all(image))]
+    steps = [Step("as it came", torch.arange(math.prod(image.grid)))]
     steps += [Step(f"after vision layer {layer}", kept) for layer, kept in sorted(image.kept_after_layer.items())]
     steps += [Step("into the language model", image.kept), Step("after its last layer", end)]
     return [step for number, step in enumerate(steps) if not number or len(step.kept) < len(steps[number - 1].kept)]
 
 
-def _all(image: ImageTrace) -> Tensor:
-    return Tensor(range(math.prod(image.grid))).long()
-
-
 def seen(desk: Desk, answers: Answers) -> list[Pixels]:
     """The picture, or the frames of the clip, as the model saw it."""
-    image, processor = answers.image, desk.loaded.processor
-    assert image is not None
-    if isinstance(answers.visual, Clip):
-        return seen_frames(answers.pixel_values, processor.video_processor, answers.visual, image)
-    return [seen_pixels(answers.pixel_values, processor.image_processor, answers.visual, image)]
+    assert answers.image is not None
+    return seen_rows(answers.pixel_values, desk.loaded.processor, answers.visual, answers.image)
 
 
 def draw_steps(pixels: list[Pixels], image: ImageTrace, steps: list[Step]) -> str:
@@ -81,37 +73,25 @@ def draw_step(pixels: list[Pixels], image: ImageTrace, step: Step) -> str:
     if len(pixels) == 1:
         figure = draw_panels(pixels[0], image.grid, [(title, kept_grid(step.kept, image.grid))])
     else:
-        alive = _alive(step.kept, image.grid)
-        panels: list[Panel] = [(f"frame {number} · {int(one.sum())}", one) for number, one in enumerate(alive)]
+        alive = enumerate(kept_rows(step.kept, image.grid))
+        panels: list[Panel] = [(f"frame {number} · {int(one.sum())}", one) for number, one in alive]
         figure = draw_panels(pixels, image.grid[1:], panels, [title])
     return figure_html(figure, title, "jpeg")
-
-
-def _alive(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    alive = np.zeros(math.prod(grid), dtype=bool)
-    alive[kept.cpu().numpy()] = True
-    return alive.reshape(grid)
 
 
 def draw_grid(pixels: list[Pixels], answers: Answers) -> str:
     """What every method kept in the end, side by side; of a clip its first frame."""
     image = answers.image
     assert image is not None and answers.uncut.outcome is not None
-    panels: list[Panel] = [(f"uncut: {shortened(answers.uncut.outcome.answer)}", None)]
+    panels: list[Panel] = [(f"uncut: {shortened(answers.uncut.outcome.answer, ANSWER_CHARACTERS)}", None)]
     for one in answers.cut:
         if one.outcome is not None and one.image is not None and one.at_the_end is not None:
-            left = kept_grid(one.at_the_end, one.image.grid)
-            if len(pixels) > 1:
-                left = _alive(one.at_the_end, one.image.grid)[0]
+            kept, whole = one.at_the_end, one.image.grid
+            left = kept_grid(kept, whole) if len(pixels) == 1 else kept_rows(kept, whole)[0]
             name = "" if one.method is None else one.method.name
-            panels.append((f"{name} · {len(one.at_the_end)}: {shortened(one.outcome.answer)}", left))
+            panels.append((f"{name} · {len(kept)}: {shortened(one.outcome.answer, ANSWER_CHARACTERS)}", left))
     grid = image.grid if len(pixels) == 1 else image.grid[1:]
     return figure_html(draw_panels(pixels[0], grid, panels, [answers.question]), "What every method kept")
-
-
-def shortened(answer: str) -> str:
-    """An answer that fits above a panel."""
-    return textwrap.shorten(answer or "(no text)", ANSWER_CHARACTERS, placeholder=" …")
 
 
 def name_of(answered: Answered) -> str:

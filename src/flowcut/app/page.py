@@ -124,37 +124,38 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
         def take_sample(number: int | None) -> tuple[Any, ...]:
             if number is None:
                 return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-            chosen = SAMPLES[number]
-            return chosen.picture, preview_html(chosen.picture), "", chosen.text
+            picture = SAMPLES[number].picture
+            return picture, preview_html(picture), "", SAMPLES[number].text
 
         def answer(taken: Visual | None, asked: str, names: list[str], wanted: str) -> Iterator[tuple[Any, ...]]:
             try:
                 if taken is None:
                     raise ValueError("There is no picture yet. Choose one, or send your own.")
                 chosen = methods_of(names, wanted)
-                yield None, "", '<p role="status">Answering …</p>', gr.skip(), gr.skip()
+                yield None, "", '<p role="status">Answering …</p>', gr.skip(), gr.skip(), gr.skip()
                 for now in desk.answers(taken, asked, chosen):
                     waiting = len(chosen) - len(now.cut)
-                    yield gr.skip(), "", table_html(now, waiting), gr.skip(), gr.skip()
+                    yield gr.skip(), "", table_html(now, waiting), gr.skip(), gr.skip(), gr.skip()
                 looked_at = [one for one in now.cut if one.image is not None]
                 if not looked_at:
-                    yield gr.skip(), "", table_html(now, 0), gr.Column(visible=False), gr.skip()
+                    yield gr.skip(), "", table_html(now, 0), gr.Column(visible=False), gr.skip(), gr.skip()
                     return
                 done = Result(now, seen(desk, now))
-                names = [name_of(one) for one in looked_at]
-                yield done, "", table_html(now, 0), gr.Column(visible=True), gr.Dropdown(names, value=names[0])
+                choice = [name_of(one) for one in looked_at]
+                chooser = gr.Dropdown(choice, value=choice[0])
+                drawn = draw_grid(done.pixels, now)
+                yield done, "", table_html(now, 0), gr.Column(visible=True), chooser, drawn
             except (FlowCutError, ValueError) as error:
-                yield None, problem_html(error), "", gr.Column(visible=False), gr.skip()
+                yield None, problem_html(error), "", gr.Column(visible=False), gr.skip(), gr.skip()
 
         def look_at(found: Result | None, name: str | None) -> tuple[Any, ...]:
             one = answered(found, name)
             if found is None or one is None or one.image is None:
-                return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                return gr.skip(), gr.skip(), gr.skip()
             steps = steps_of(one)
             last = len(steps) - 1
             slider = gr.Slider(0, max(last, 1), last, step=1, interactive=last > 0)
-            overlay = draw_steps(found.pixels, one.image, steps)
-            return slider, overlay, draw_grid(found.pixels, found.answers), ""
+            return slider, draw_steps(found.pixels, one.image, steps), ""
 
         def write_report(found: Result | None, name: str | None) -> str:
             one = answered(found, name)
@@ -171,10 +172,10 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
             [ask.click, question.submit],
             answer,
             [visual, question, methods, budgets],
-            [result, problem, table, below, shown],
+            [result, problem, table, below, shown, grid],
             api_visibility="private",
-        ).then(look_at, [result, shown], [layer, overlay, grid, report], api_visibility="private")
-        shown.input(look_at, [result, shown], [layer, overlay, grid, report], api_visibility="private")
+        ).then(look_at, [result, shown], [layer, overlay, report], api_visibility="private")
+        shown.input(look_at, [result, shown], [layer, overlay, report], api_visibility="private")
         make.click(write_report, [result, shown], report, api_visibility="private")
         layer.input(None, layer, None, js=SHOW_STEP, api_visibility="private")
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)

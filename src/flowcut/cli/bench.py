@@ -21,6 +21,7 @@ from .options import (
     DtypeOption,
     JsonOption,
     RunOptions,
+    numbers,
     opened_model,
     printable,
     progress_bar,
@@ -190,20 +191,6 @@ def subject(
             loaded.model.set_attn_implementation(attention)
         status.stop()
         yield loaded.model, asked(loaded, picture, question), {"model": options.model, **environment(loaded.model)}
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """Whole numbers separated by commas.
-
-    Raises:
-        ValueError: one is not a number of at least 1.
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(
-            f"{option} takes whole numbers of at least 1 separated by commas, such as 192,64; got {text!r}."
-        )
-    return [int(part) for part in parts]
 
 
 def title(told: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from .options import (
     ModelOption,
     RunOptions,
     TokensOption,
+    numbers,
     opened_model,
     printable,
     quiet_libraries,
@@ -123,15 +124,10 @@ def chosen_methods(names: str, budgets: str | None, target_num: int) -> list[Met
     from ..methods import make_methods
 
     if budgets is None:
-        numbers = sorted({max(1, target_num // 2), target_num, 2 * target_num})
+        chosen = {max(1, target_num // 2), target_num, 2 * target_num}
     else:
-        try:
-            numbers = sorted({int(number) for number in budgets.split(",")})
-        except ValueError:
-            raise ValueError(
-                f"--budgets takes whole numbers separated by commas, such as 32,64; got {budgets!r}."
-            ) from None
-    return [method for number in numbers for method in make_methods(names, number, None)]
+        chosen = set(numbers("--budgets", budgets))
+    return [method for budget in sorted(chosen) for method in make_methods(names, budget, None)]
 
 
 def check_report(path: Path) -> None:

@@ -164,6 +164,20 @@ def warn_of_budget(memory: Memory | None, methods: Sequence[Method], errors: Con
         errors.print(f"[yellow]Warning: {printable(sentence)}[/]", soft_wrap=True)
 
 
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers separated by commas.
+
+    Raises:
+        ValueError: one is not a number of at least 1.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(
+            f"{option} takes whole numbers of at least 1 separated by commas, such as 192,64; got {text!r}."
+        )
+    return [int(part) for part in parts]
+
+
 def progress_bar(console: Console | None = None, *, disable: bool = False) -> Progress:
     """A bar that tells how many of how many are done, and how long the rest will take.
 

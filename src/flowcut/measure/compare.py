@@ -13,11 +13,10 @@ from ..attaching import attach, detach
 from ..checkpoints.loading import LoadedModel
 from ..errors import FlowCutError, NotAppliedError, UnsupportedModelError
 from ..inputs.clips import Clip
-from ..inputs.prompting import model_inputs
 from ..methods import Method
 from ..models import find_parts
 from ..trace import ImageTrace, Trace
-from .run import Outcome, check_videos, generate, outcome, token_numbers
+from .run import Outcome, generate, outcome, prepared, token_numbers
 from .timing import Seconds
 
 
@@ -111,11 +110,7 @@ def compare(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     detach(loaded.model)
     _, parts = find_parts(loaded.model)
-    if isinstance(image, Clip):
-        check_videos(loaded, parts)
-    inputs = model_inputs(loaded.processor, image, question)
-    pixel_values = inputs["pixel_values_videos" if isinstance(image, Clip) else "pixel_values"].float().cpu()
-    inputs = inputs.to(loaded.device, dtype=loaded.dtype)
+    inputs, pixel_values = prepared(loaded, parts, image, question)
 
     def answer(method: Method) -> tuple[Tensor, Seconds, Trace]:
         with attach(loaded.model, method) as handle:

@@ -132,11 +132,7 @@ def run(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     detach(loaded.model)
     _, parts = find_parts(loaded.model)
-    if isinstance(image, Clip):
-        check_videos(loaded, parts)
-    inputs = model_inputs(loaded.processor, image, question)
-    pixel_values = inputs["pixel_values_videos" if isinstance(image, Clip) else "pixel_values"].float().cpu()
-    inputs = inputs.to(loaded.device, dtype=loaded.dtype)
+    inputs, pixel_values = prepared(loaded, parts, image, question)
 
     def answer_cut() -> tuple[Tensor, Seconds, Trace]:
         with attach(loaded.model, method) as handle:
@@ -163,6 +159,21 @@ def run(
         pixel_values=pixel_values,
         repeats=repeats,
     )
+
+
+def prepared(loaded: LoadedModel, parts: ModelParts, visual: Image.Image | Clip, question: str) -> tuple[Any, Tensor]:
+    """What ``generate`` takes, on the model's device, and what the vision tower is given, on the CPU, float32.
+
+    Raises:
+        UnsupportedModelError: see :func:`check_videos`.
+        ValueError: the question is empty.
+    """
+    clip = isinstance(visual, Clip)
+    if clip:
+        check_videos(loaded, parts)
+    inputs = model_inputs(loaded.processor, visual, question)
+    pixel_values = inputs["pixel_values_videos" if clip else "pixel_values"].float().cpu()
+    return inputs.to(loaded.device, dtype=loaded.dtype), pixel_values
 
 
 def check_videos(loaded: LoadedModel, parts: ModelParts) -> None:

@@ -13,12 +13,11 @@ from ..attaching import attach, detach
 from ..checkpoints.loading import LoadedModel
 from ..errors import NotAppliedError
 from ..inputs.clips import Clip
-from ..inputs.prompting import model_inputs
 from ..methods import FlowCut
 from ..models import find_parts
 from ..observing import observe
 from ..trace import ImageFlow, ImageTrace
-from .run import check_videos
+from .run import prepared
 
 QUESTION = "What is shown here?"
 """What is asked where the user asks nothing."""
@@ -66,12 +65,7 @@ def see(
     """
     detach(loaded.model)
     model: Any = loaded.model
-    clip = isinstance(visual, Clip)
-    if clip:
-        check_videos(loaded, find_parts(model)[1])
-    inputs = model_inputs(loaded.processor, visual, question)
-    pixel_values = inputs["pixel_values_videos" if clip else "pixel_values"].float().cpu()
-    inputs = inputs.to(loaded.device, dtype=loaded.dtype)
+    inputs, pixel_values = prepared(loaded, find_parts(model)[1], visual, question)
     options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
     with observe(model, to_global=to_global) as flow:
         model.generate(**inputs, **options)

@@ -142,18 +142,7 @@ class FlowCutPlusPolicy(VisionPolicy):
 
     def observe(self, view: LayerView) -> None:
         everything = self.method.criteria == "all"
-        self._glimpses.append(
-            flow.glimpse(
-                view.query,
-                view.key,
-                view.value,
-                view.scaling,
-                view.prefix,
-                view.valid,
-                semantic_scale=1.0 if everything else None,
-                with_density=everything,
-            )
-        )
+        self._glimpses.append(view.glimpse(semantic_scale=1.0 if everything else None, with_density=everything))
         self.prefix, self.valid, self.group = view.prefix, view.valid, view.group
         if view.layer == self.early_layer:
             self.key = view.key[:, :, view.prefix :].transpose(1, 2).flatten(2)

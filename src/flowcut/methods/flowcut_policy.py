@@ -50,15 +50,8 @@ class FlowCutPolicy(VisionPolicy):
             return
         self.valid, self.prefix, self.group = view.valid, view.prefix, view.group
         scale = view.scaling if self.method.scale_semantic else 1.0
-        self._glimpses[view.layer] = flow.glimpse(
-            view.query,
-            view.key,
-            view.value,
-            view.scaling,
-            view.prefix,
-            view.valid,
-            semantic_scale=scale if self.semantic else None,
-            with_density=self.method.criteria == "all",
+        self._glimpses[view.layer] = view.glimpse(
+            semantic_scale=scale if self.semantic else None, with_density=self.method.criteria == "all"
         )
 
     def select(self, layer: int) -> Selection | None:

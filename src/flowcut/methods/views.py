@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..algorithm.flow import Glimpse, glimpse
+
 
 @dataclass(frozen=True)
 class TowerPass:
@@ -65,6 +67,19 @@ class LayerView:
     prefix: int
     valid: Tensor | None
     group: int = 1
+
+    def glimpse(self, *, semantic_scale: float | None = 1.0, with_density: bool = True) -> Glimpse:
+        """What :func:`~flowcut.algorithm.flow.compare` needs of it; see :func:`~flowcut.algorithm.flow.glimpse`."""
+        return glimpse(
+            self.query,
+            self.key,
+            self.value,
+            self.scaling,
+            self.prefix,
+            self.valid,
+            semantic_scale=semantic_scale,
+            with_density=with_density,
+        )
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,17 @@ def merged_by_two(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return grids, torch.split(pixels, grids.prod(dim=1).tolist())
 
 
-_MINICPM = PackedLayout(
+like_siglip = partial(
+    PackedLayout,
+    layers="encoder.layers",
     attention="self_attn",
     projection="out_proj",
     embedding="embeddings.patch_embedding",
     merger="",
+)
+"""The names of SigLIP's tower, which others took over."""
+
+_MINICPM = like_siglip(
     in_groups=False,
     read=read_joined,
     behind=layers_behind,
@@ -101,13 +107,7 @@ _MINICPM = PackedLayout(
 
 PACKED: dict[str, PackedLayout] = {
     "cohere_compass_vision": PackedLayout(deepstack="deepstack_merger_list"),
-    "cosmos3_edge_vision": PackedLayout(
-        layers="encoder.layers",
-        attention="self_attn",
-        projection="out_proj",
-        embedding="embeddings.patch_embedding",
-        merger="",
-    ),
+    "cosmos3_edge_vision": like_siglip(),
     "exaone4_5_vision": PackedLayout(windows=True),
     "gemma4_vision": PackedLayout(
         layers="encoder.layers",
@@ -125,15 +125,10 @@ PACKED: dict[str, PackedLayout] = {
     "kimi_k25_vision": PackedLayout(layers="layers", merger="", in_groups=False),
     "minicpmv4_6_vision": _MINICPM,
     "minicpmv4_7_vision": _MINICPM,
-    "minimax_m3_vl_vision": PackedLayout(
-        layers="layers", attention="self_attn", projection="out_proj", embedding="embeddings.proj", merger=""
-    ),
-    "paddleocr_vl_vision": PackedLayout(
+    "minimax_m3_vl_vision": like_siglip(layers="layers", embedding="embeddings.proj"),
+    "paddleocr_vl_vision": like_siglip(
         layers="vision_model.encoder.layers",
-        attention="self_attn",
-        projection="out_proj",
         embedding="vision_model.embeddings.patch_embedding",
-        merger="",
         in_groups=False,
         read=patches_in_a_batch,
     ),
@@ -155,24 +150,8 @@ PACKED: dict[str, PackedLayout] = {
     "qwen3_omni_moe_vision_encoder": PackedLayout(deepstack="merger_list"),
     "qwen3_vl_moe_vision": PackedLayout(deepstack="deepstack_merger_list"),
     "qwen3_vl_vision": PackedLayout(deepstack="deepstack_merger_list"),
-    "siglip2_vision_model": PackedLayout(
-        layers="encoder.layers",
-        attention="self_attn",
-        projection="out_proj",
-        embedding="embeddings.patch_embedding",
-        merger="",
-        in_groups=False,
-        read=read_shaped,
-        rows=rows_of_shaped,
-    ),
-    "video_llama_3_vision": PackedLayout(
-        layers="encoder.layers",
-        attention="self_attn",
-        projection="out_proj",
-        embedding="embeddings.patch_embedding",
-        merger="",
-        read=merged_by_two,
-    ),
+    "siglip2_vision_model": like_siglip(in_groups=False, read=read_shaped, rows=rows_of_shaped),
+    "video_llama_3_vision": like_siglip(read=merged_by_two),
 }
 
 

@@ -32,9 +32,9 @@ def draw_comparison(pixels: Pixels, result: Comparison) -> Figure:
     return draw_panels(pixels, result.image.grid, panels, [result.question])
 
 
-def shortened(answer: str) -> str:
+def shortened(answer: str, characters: int = ANSWER_CHARACTERS) -> str:
     """An answer that fits above a panel."""
-    return textwrap.shorten(answer or "(no text)", ANSWER_CHARACTERS, placeholder=" …")
+    return textwrap.shorten(answer or "(no text)", characters, placeholder=" …")
 
 
 def save_comparison(path: str | Path, pixels: Pixels, result: Comparison) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..inputs.clips import Clip
 from ..trace import ImageTrace
-from .overlay import PATCH_PIXELS, Panel, Pixels, check_path, draw_panels, restore_pixels
+from .overlay import PATCH_PIXELS, Panel, Pixels, check_path, draw_panels, kept_rows, restore_pixels, seen_pixels
 
 
 def seen_frames(pixel_values: Tensor, video_processor: Any, clip: Clip, trace: ImageTrace) -> list[Pixels]:
@@ -39,6 +39,20 @@ def seen_frames(pixel_values: Tensor, video_processor: Any, clip: Clip, trace: I
     return [np.asarray(picture, dtype=np.float32) / np.float32(255.0) for picture in pictures]
 
 
+def seen_rows(pixel_values: Tensor, processor: Any, visual: Image.Image | Clip, trace: ImageTrace) -> list[Pixels]:
+    """A picture as the model saw it, alone, or the frames of a clip.
+
+    Args:
+        pixel_values: see :func:`~flowcut.view.overlay.seen_pixels` and :func:`seen_frames`.
+        processor: the model's.
+        visual: the picture or the clip itself.
+        trace: what happened to it.
+    """
+    if isinstance(visual, Clip):
+        return seen_frames(pixel_values, processor.video_processor, visual, trace)
+    return [seen_pixels(pixel_values, processor.image_processor, visual, trace)]
+
+
 def draw_frames(frames: Sequence[Pixels], trace: ImageTrace, header: Sequence[str] = ()) -> Figure:
     """One panel for every frame of a video, with the patches that stayed.
 
@@ -47,11 +61,9 @@ def draw_frames(frames: Sequence[Pixels], trace: ImageTrace, header: Sequence[st
         trace: what happened to the video; its grid is (time, height, width).
         header: texts above the panels; the first stands out.
     """
-    alive = np.zeros(math.prod(trace.grid), dtype=bool)
-    alive[trace.kept.cpu().numpy()] = True
     panels: list[Panel] = [
         (f"frame {number} · {int(kept.sum())} of {kept.size} patches", kept)
-        for number, kept in enumerate(alive.reshape(trace.grid))
+        for number, kept in enumerate(kept_rows(trace.kept, trace.grid))
     ]
     return draw_panels(frames, trace.grid[1:], panels, header)
 

@@ -28,12 +28,11 @@ from .maps import (
     draw_kept,
     draw_numbers,
     in_rows,
-    marked,
     plain,
     shown_layers,
     shown_rows,
 )
-from .overlay import Pixels
+from .overlay import Pixels, kept_rows
 
 CURVES = 1.45
 """Inches of a panel with curves."""
@@ -57,9 +56,7 @@ def draw_relay(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
         draw_numbers(figure, spec, len(rows), paid, layers, rows, f"to {name}, %")
         draw_band(axes, paid, ORANGE, "s", f"a patch to {name}, 5 to 95% of them")
     axes.set_ylim(0, None)
-    mark_read(axes, flow.tiles[0])
-    plain(axes, "vision layer", "attention, %")
-    legend(axes)
+    finish_curves(axes, flow.tiles[0], "attention, %")
     return figure
 
 
@@ -75,9 +72,7 @@ def draw_redundancy(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
     entropy = np.stack([tile.entropy_ratio.numpy() for tile in flow.tiles])
     draw_band(axes, entropy.T, RED, "s", f"entropy from {flow.tiles[0].global_token}, H / ln N")
     axes.set_ylim(min(0.0, float(np.nanmin(similar))), 1.05)
-    mark_read(axes, flow.tiles[0])
-    plain(axes, "vision layer", "similarity, entropy")
-    legend(axes)
+    finish_curves(axes, flow.tiles[0], "similarity, entropy")
     return figure
 
 
@@ -94,7 +89,7 @@ def draw_disagreement(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
     agreement = 100 * (chosen @ chosen.T) / count
     figure, spec = maps_and_curves(pictures, len(rows), len(layers), 1, curves=2.3)
     grid = (len(flow.tiles), *flow.tiles[0].unit_grid)
-    columns = [(f"layer {layer}", marked(best[layer], grid)) for layer in layers]
+    columns = [(f"layer {layer}", kept_rows(best[layer], grid)) for layer in layers]
     draw_kept(figure, spec, 0, pictures, columns, rows)
     axes = figure.add_subplot(spec[-1, :-1])
     drawn = axes.imshow(agreement.numpy(), cmap="cividis", vmin=0, vmax=100, origin="lower", interpolation="nearest")
@@ -124,7 +119,7 @@ def draw_schedule(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
     cuts = sorted(trace.kept_after_layer.items())
     wanted = sorted({round(number) for number in np.linspace(0, len(cuts) - 1, min(3, len(cuts)))})
     columns: list[tuple[str, Any]] = [("uncut", None)]
-    columns += [(f"after layer {cuts[number][0]}", marked(cuts[number][1], trace.grid)) for number in wanted]
+    columns += [(f"after layer {cuts[number][0]}", kept_rows(cuts[number][1], trace.grid)) for number in wanted]
     figure, spec = maps_and_curves(pictures, len(rows), len(columns), 2, curves=1.25)
     draw_kept(figure, spec, 0, pictures, columns, rows)
     prefix = sum(tile.tokens_into_layer[0] - tile.tokens_embedded for tile in trace.tiles if tile.tokens_into_layer)
@@ -135,10 +130,8 @@ def draw_schedule(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
     axes.step(layers, after, where="mid", color=BLUE, linewidth=1, label="patches left")
     axes.bar(layers, into - after, color=ORANGE, width=0.6, label="patches cut")
     axes.set_ylim(0, None)
-    mark_read(axes, flow.tiles[0])
-    plain(axes, "", "patches")
+    finish_curves(axes, flow.tiles[0], "patches", across="")
     axes.tick_params(labelbottom=False)
-    legend(axes)
     below = figure.add_subplot(spec[-1, :], sharex=axes)
     entropy = np.stack([tile.entropy_ratio.numpy() for tile in flow.tiles])
     draw_band(below, entropy.T, RED, "s", "all patches, uncut")
@@ -146,9 +139,7 @@ def draw_schedule(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
     if planned:
         below.plot(*zip(*planned, strict=True), color=BLACK, marker="x", markersize=3, linewidth=0, label="those left")
     below.set_ylim(None, 1.02)
-    mark_read(below, flow.tiles[0])
-    plain(below, "vision layer", "H / ln N")
-    legend(below)
+    finish_curves(below, flow.tiles[0], "H / ln N")
     return figure
 
 
@@ -162,7 +153,7 @@ def draw_criteria(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
 
     def best(numbers: list[Tensor]) -> Any:
         flat = torch.cat(numbers).nan_to_num(nan=-1.0)
-        return marked(flat.topk(count).indices, grid)
+        return kept_rows(flat.topk(count).indices, grid)
 
     tiles = flow.tiles
     columns: list[tuple[str, Any]] = [
@@ -171,7 +162,7 @@ def draw_criteria(sight: Sight, pictures: Sequence[Pixels]) -> Figure:
         ("density", best([by_unit(tile, tile.density)[layer] for tile in tiles])),
         ("score", best([by_unit(tile, tile.score)[layer] for tile in tiles])),
         ("cumulative", best([tile.importance[layer] for tile in tiles])),
-        ("FlowCut", marked(trace.kept, trace.grid)),
+        ("FlowCut", kept_rows(trace.kept, trace.grid)),
     ]
     across = 3 if len(rows) == 1 else len(columns)
     lines = len(columns) // across
@@ -230,11 +221,13 @@ def draw_band(axes: Any, values: Numbers, color: str, marker: str, label: str) -
     axes.plot(layers, middle, color=color, marker=marker, markersize=2.5, linewidth=1, label=label)
 
 
-def mark_read(axes: Any, tile: TileFlow) -> None:
-    """A line behind the last layer that the model reads, where it runs others."""
+def finish_curves(axes: Any, tile: TileFlow, up: str, across: str = "vision layer") -> None:
+    """The names of the axes, a legend, and a line behind the last layer that the model reads, where it runs others."""
     whole_numbers(axes)
     if tile.layers_read < tile.layers:
         axes.axvline(tile.layers_read - 0.5, color=GREEN, linewidth=0.8, linestyle=":", label="not read behind")
+    plain(axes, across, up)
+    legend(axes)
 
 
 def whole_numbers(axes: Any) -> None:

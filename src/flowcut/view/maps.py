@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor
 from ..inputs.clips import Clip
 from ..measure.seeing import Sight
 from ..trace import ImageFlow, TileFlow
-from .filmstrip import seen_frames
-from .overlay import Pixels, draw_panel, seen_pixels
+from .filmstrip import seen_rows
+from .overlay import Pixels, draw_panel
 
 Numbers = NDArray[np.float64]
 
@@ -57,10 +56,9 @@ def by_unit(tile: TileFlow, numbers: Tensor) -> Tensor:
 
 def pictures_of(sight: Sight, visual: Image.Image | Clip, processor: Any) -> list[Pixels]:
     """The frames or tiles as the model saw them, one for every row."""
-    if isinstance(visual, Clip):
-        return seen_frames(sight.pixel_values, processor.video_processor, visual, sight.trace)
-    whole = seen_pixels(sight.pixel_values, processor.image_processor, visual, sight.trace)
-    return list(np.split(whole, len(sight.flow.tiles), axis=1)) if len(sight.flow.tiles) > 1 else [whole]
+    seen = seen_rows(sight.pixel_values, processor, visual, sight.trace)
+    tiles = 1 if isinstance(visual, Clip) else len(sight.flow.tiles)
+    return list(np.split(seen[0], tiles, axis=1)) if tiles > 1 else seen
 
 
 def shown_rows(flow: ImageFlow) -> list[int]:
@@ -157,10 +155,3 @@ def draw_kept(
             draw_panel(axes, pictures[row], pictures[row].shape[:2] if alive is None else alive.shape, alive)
             axes.set_axis_on()
             label_map(axes, title if line == 0 else "", row if column == 0 and len(rows) > 1 else None)
-
-
-def marked(units: Sequence[int] | Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Marks ``[rows, height, width]`` at some units of a whole picture."""
-    marks = np.zeros(math.prod(grid), dtype=bool)
-    marks[np.asarray(units, dtype=int)] = True
-    return marks.reshape(-1, *grid[-2:])

@@ -87,9 +87,14 @@ def seen_pixels(pixel_values: Tensor, image_processor: Any, image: Image.Image, 
 
 def kept_grid(kept: Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
     """``[height, width]`` of the patch grid, true where a patch is kept; tiles stand side by side."""
+    return np.concatenate(list(kept_rows(kept, grid)), axis=1)
+
+
+def kept_rows(kept: Sequence[int] | Tensor, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    """``[tiles or frames, height, width]`` of the patch grid, true where a patch is kept."""
     alive = np.zeros(math.prod(grid), dtype=bool)
-    alive[kept.cpu().numpy()] = True
-    return np.concatenate(list(alive.reshape(-1, *grid[-2:])), axis=1)
+    alive[np.asarray(kept.cpu() if isinstance(kept, Tensor) else kept, dtype=int)] = True
+    return alive.reshape(-1, *grid[-2:])
 
 
 def dim_cut(pixels: Pixels, alive: NDArray[np.bool_]) -> Pixels:

@@ -71,7 +71,7 @@ class RecordingPolicy(VisionPolicy):
 
     def observe(self, view: LayerView) -> None:
         self.prefix = view.prefix
-        self._glimpses.append(flow.glimpse(view.query, view.key, view.value, view.scaling, view.prefix))
+        self._glimpses.append(view.glimpse())
         if self.method.received:
             self._received.append(attention_to_global(view.query, view.key, view.scaling, view.prefix))
         if schedule.cuts_after(view.layer, self.feature_layer, FlowCut.cut_every):
