@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 import tiny
 import tiny_checkpoint
 import torch
+from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
 from flowcut import FlowCut, Method, make_methods
 from flowcut.cli import app
+from flowcut.cli.bench import show
 from flowcut.measure import subjects
 from flowcut.measure.bench import Bench
 from flowcut.measure.cases import PHASES, Case, cases_of, uncut_of
@@ -24,7 +27,7 @@ from flowcut.measure.real_sizes import Subject
 from flowcut.measure.subjects import processor_name
 from flowcut.models import find_parts
 from flowcut.stages.observing.stage import HANDLE
-from flowcut.view.benchmark import COLUMNS, as_markdown, cells
+from flowcut.view.benchmark import COLUMNS, COUNTED, TIMED, as_markdown, cells
 
 
 def inputs(size: int) -> dict[str, Tensor]:
@@ -65,7 +68,7 @@ def test_a_method_that_refuses_the_model_says_why(measured: tuple[Any, list[Case
     refused = cases[2]
     assert "decoder layers" in refused.refusal and not refused.rounds
     assert refused.as_dict(cases[0])["refusal"] == refused.refusal
-    assert refused.refusal in cells(refused, cases)
+    assert cells(refused, cases)["tokens"] == refused.refusal
 
 
 def test_what_is_told_against_the_uncut_model(measured: tuple[Any, list[Case], list[int]]) -> None:
@@ -77,8 +80,27 @@ def test_what_is_told_against_the_uncut_model(measured: tuple[Any, list[Case], l
     told = cut.as_dict(uncut)
     assert told["arrives"] == pytest.approx((1 - cut.ratio(uncut, "first_token")) / (1 - cut.flop_ratio))
     assert told["visual_tokens_mean"] == 9 and set(told["seconds"]) == set(PHASES)
-    assert len(cells(cut, cases)) == len(COLUMNS)
+    assert set(cells(cut, cases)) == set(COLUMNS) == {*TIMED, *COUNTED, "projector"}
     assert as_markdown(cases).count("\n") == len(cases) + 2
+
+
+@pytest.mark.parametrize("sizes", [[1], [1, 2]])
+def test_a_terminal_of_80_columns_shows_every_number_whole(
+    measured: tuple[Any, list[Case], list[int]], sizes: list[int]
+) -> None:
+    cases = [case for case in measured[1] if case.batch_size in sizes]
+    console = Console(width=80, file=io.StringIO())
+    show(console, cases, "A title [of a model]")
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    words = shown.replace("\n", " ").split()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "A title [of a model]" in shown and "decoder layers" in " ".join(words)
+    for case in cases:
+        if not case.refusal:
+            row = cells(case, cases, spread=False)
+            for column in (*TIMED, *COUNTED):
+                alone = column == "batch" and len(sizes) == 1
+                assert alone or {*column.split(), *row[column].split()} <= set(words)
 
 
 def test_a_fixed_schedule_is_measured_compiled_as_well() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -203,15 +204,30 @@ def title(told: dict[str, Any]) -> str:
 
 
 def show(console: Console, cases: list[Case], heading: str) -> None:
-    """Print the table."""
-    from ..view.benchmark import COLUMNS, cells
+    """Print two tables that fit into a terminal, what the clock showed and what was counted, and what was refused."""
+    from ..view.benchmark import COUNTED, TIMED, cells
 
-    table = Table(title=escape(heading), caption="milliseconds (of the uncut model's; middle half of the rounds)")
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold", justify="left" if column == "method" else "right")
+    console.print(escape(heading))
+    console.print()
+    several = len({case.batch_size for case in cases}) > 1
+    for columns in (TIMED, COUNTED):
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        shown = [column for column in columns if column != "batch" or several]
+        for column in shown:
+            name = column == "method"
+            table.add_column(
+                column, overflow="fold", min_width=8 if name else None, justify="left" if name else "right"
+            )
+        for case in cases:
+            if not case.refusal:
+                row = cells(case, cases, spread=False)
+                table.add_row(*(escape(row[column]) for column in shown))
+        console.print(table)
+        console.print()
     for case in cases:
-        table.add_row(*map(escape, cells(case, cases)))
-    console.print(table)
+        if case.refusal:
+            console.print(escape(f"{case.label}: {case.refusal}"))
+    console.print("Milliseconds, in brackets of the uncut model's; how they spread: bench.md, which --output writes.")
 
 
 def write(folder: Path, report: dict[str, Any], cases: list[Case], heading: str) -> None:

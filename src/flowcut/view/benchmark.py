@@ -23,7 +23,7 @@ COLUMNS = (
     "tokens/s",
     "FLOPs",
     "arrives",
-    "memory",
+    "MiB",
     "kernels",
     "waits",
     "step",
@@ -31,43 +31,66 @@ COLUMNS = (
 """Seconds in milliseconds, in brackets of the uncut model's; the last three count operations and waits of the host
 until the first token, and both of a later one."""
 
+TIMED = ("method", "budget", "batch", "tower", "prefill", "first token", "per token")
+"""Columns of the clock's table in a terminal."""
 
-def cells(case: Case, cases: Sequence[Case]) -> list[str]:
-    """One row of the table."""
-    name = f"{case.label}, compiled tower" if case.compiled else case.label
-    budget = "" if case.budget is None else str(case.budget)
+COUNTED = ("method", "budget", "batch", "tokens", "FLOPs", "arrives", "kernels", "waits", "step", "tokens/s", "MiB")
+"""Columns of the other table."""
+
+
+def cells(case: Case, cases: Sequence[Case], spread: bool = True) -> dict[str, str]:
+    """One row of the table, by column; of a method that was refused the first three and why, as its tokens.
+
+    Args:
+        case: the row.
+        cases: all rows, among them the uncut model's.
+        spread: whether seconds have a decimal, and behind their ratio the middle half of the rounds.
+    """
+    row = {
+        "method": f"{case.label}, compiled tower" if case.compiled else case.label,
+        "budget": "" if case.budget is None else str(case.budget),
+        "batch": str(case.batch_size),
+    }
     if case.refusal:
-        return [name, budget, str(case.batch_size), case.refusal, *[""] * (len(COLUMNS) - 4)]
+        return {**dict.fromkeys(COLUMNS, ""), **row, "tokens": case.refusal}
     uncut = uncut_of(case, cases)
 
     def seconds(phase: str) -> str:
-        median = case.seconds(phase)
+        median = 1000 * case.seconds(phase)
+        shown = f"{median:.1f}" if spread or median < 100 else f"{median:.0f}"
         if case is uncut or not uncut.seconds(phase):
-            return f"{1000 * median:.1f}"
+            return shown
         low, high = case.spread(phase)
-        return f"{1000 * median:.1f} ({case.ratio(uncut, phase):.2f}; {1000 * low:.1f}-{1000 * high:.1f})"
+        halves = f"; {1000 * low:.1f}-{1000 * high:.1f}" if spread else ""
+        return f"{shown} ({case.ratio(uncut, phase):.2f}{halves})"
 
     arrives, flops = case.arrives(uncut), case.flop_ratio
-    counted = not case.compiled
-    return [
-        name,
-        budget,
-        str(case.batch_size),
-        "all" if case.visual_tokens is None else f"{case.visual_tokens:.0f}",
-        *(seconds(phase) for phase in ("tower", "projector", "prefill", "first_token", "per_token")),
-        f"{case.tokens_per_second:.1f}",
-        "1" if flops is None else f"{flops:.3f}",
-        "" if arrives is None else f"{arrives:.0%}",
-        "" if case.peak_bytes is None else f"{case.peak_bytes / 2**20:.0f} MiB",
-        str(case.prefill[0]) if counted else "",
-        str(case.prefill[1]) if counted else "",
-        f"{case.step[0]:.0f}, {case.step[1]:.0f}" if counted else "",
-    ]
+    row |= {
+        "tokens": "all" if case.visual_tokens is None else f"{case.visual_tokens:.0f}",
+        "tower": seconds("tower"),
+        "projector": seconds("projector"),
+        "prefill": seconds("prefill"),
+        "first token": seconds("first_token"),
+        "per token": seconds("per_token"),
+        "tokens/s": f"{case.tokens_per_second:.1f}",
+        "FLOPs": "1" if flops is None else f"{flops:.3f}",
+        "arrives": "" if arrives is None else f"{arrives:.0%}",
+        "MiB": "" if case.peak_bytes is None else f"{case.peak_bytes / 2**20:.0f}",
+    }
+    counted = {
+        "kernels": str(case.prefill[0]),
+        "waits": str(case.prefill[1]),
+        "step": f"{case.step[0]:.0f}, {case.step[1]:.0f}",
+    }
+    return row | (dict.fromkeys(counted, "") if case.compiled else counted)
 
 
 def as_markdown(cases: Sequence[Case]) -> str:
     """The table as a page shows it."""
-    rows = [list(COLUMNS), ["---"] * len(COLUMNS), *(cells(case, cases) for case in cases)]
+    rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    for case in cases:
+        row = cells(case, cases)
+        rows.append([row[column] for column in COLUMNS])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
