@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shipped
 import tiny
 import tiny_checkpoint
 from PIL import Image
@@ -92,6 +93,11 @@ def test_inspect(checkpoint: Path) -> None:
     assert missing.exit_code != 0 and "No model found" in missing.stderr
 
 
+def test_inspect_the_model_in_the_box() -> None:
+    shipped.require_mini()
+    assert "576 for each picture" in call("inspect", "flowcut-mini").stdout
+
+
 def test_lists() -> None:
     models = json.loads(call("models", "--json").stdout)["models"]
     assert {model["class"] for model in models} >= {family.class_name for family in FAMILIES}
@@ -100,7 +106,21 @@ def test_lists() -> None:
     methods = json.loads(call("methods", "--json").stdout)["methods"]
     assert [method["name"] for method in methods] == list(METHODS)
     assert next(method for method in methods if method["name"] == "flowcut")["settings"]["history"] == 0.5
-    assert "llava" in call("models").stdout and "history = 0.5" in call("methods").stdout
+
+
+@pytest.mark.parametrize("command", ["models", "methods"])
+def test_lists_fit_into_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(command).stdout
+    lines, words = shown.splitlines(), " ".join(shown.split())
+    assert max(map(len, lines)) <= 80
+    if command == "models":
+        assert ["llava", "yes", "yes", "yes", "no", "yes"] in [line.split() for line in lines]
+        assert "mllama: its decoder looks at the picture by cross-attention" in words
+        assert "gemma3 (decoder), paligemma (decoder)" in words
+    else:
+        assert {line.split()[0] for line in lines if line.strip()} >= set(METHODS)
+        assert "flowcut methods NAME" in words
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ..models import REFUSED, ModelParts, find_parts
 from ..models.decoders import sees
 from ..models.towers import side
 from .loading import read_config
+from .mini import MINI, package_folder
 
 SHOWN = (336, 672, 1344)
 """Sides, in pixels, of the square pictures whose tokens are told where a tower takes pictures of any size."""
@@ -55,13 +56,14 @@ def inspect_checkpoint(path_or_id: str) -> Inspection:
     """Inspect a checkpoint by its config; no weights are read.
 
     Args:
-        path_or_id: a folder or a hub id in Hugging Face's format.
+        path_or_id: ``flowcut-mini``, or a folder or a hub id in Hugging Face's format.
 
     Raises:
         FileNotFoundError: there is no config.
+        FlowCutError: flowcut-mini is not installed.
         UnsupportedModelError: nothing can be cut, with the reason.
     """
-    return inspect_config(read_config(path_or_id))
+    return inspect_config(read_config(str(package_folder()) if path_or_id == MINI else path_or_id))
 
 
 def inspect_config(settings: dict[str, Any]) -> Inspection:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from .eval import rows_wanted
 from .options import (
@@ -32,6 +30,7 @@ from .options import (
     warn_of_budget,
 )
 from .server_load import Rounds, load_servers
+from .tables import plain_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -211,13 +210,8 @@ def show(console: Console, cases: list[Case], heading: str) -> None:
     console.print()
     several = len({case.batch_size for case in cases}) > 1
     for columns in (TIMED, COUNTED):
-        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         shown = [column for column in columns if column != "batch" or several]
-        for column in shown:
-            name = column == "method"
-            table.add_column(
-                column, overflow="fold", min_width=8 if name else None, justify="left" if name else "right"
-            )
+        table = plain_table(left=shown[:1], right=shown[1:])
         for case in cases:
             if not case.refusal:
                 row = cells(case, cases, spread=False)

@@ -15,7 +15,9 @@ from .tables import cell
 
 
 def inspect_command(
-    model: Annotated[str, typer.Argument(help="A folder or a hub id, in Hugging Face's format.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="flowcut-mini, or a folder or a hub id in Hugging Face's format.", show_default=False)
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Tell what can be cut in a model, from its config alone; no weights are read."""

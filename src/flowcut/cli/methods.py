@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from .options import JsonOption, user_errors
-from .tables import print_list, print_method
+from .tables import cell, plain_table, print_method
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -28,7 +28,11 @@ def methods_command(
         from ..methods import METHODS
 
         if name is None:
-            print_list("methods", [row_of(method) for method in METHODS.values()], as_json)
+            rows = [row_of(method) for method in METHODS.values()]
+            if as_json:
+                typer.echo(json.dumps({"methods": rows}))
+            else:
+                show(Console(), rows)
             return
         if name not in METHODS:
             raise ValueError(f"Unknown method {name!r}; known: {', '.join(METHODS)}.")
@@ -37,6 +41,15 @@ def methods_command(
             typer.echo(json.dumps({"method": told}))
         else:
             print_method(Console(), told)
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print the list."""
+    table = plain_table(left=("method", "what it does", "where", "reads"))
+    for row in rows:
+        table.add_row(*(cell(row[name]) for name in ("name", "summary", "stage", "needs")))
+    console.print(table)
+    console.print("flowcut methods NAME: the settings of one and what they mean. --json: all of them.")
 
 
 def row_of(method: type[Method]) -> dict[str, Any]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import typer
+from rich.console import Console
+from rich.markup import escape
+
 from .options import JsonOption
-from .tables import print_list
+from .tables import cell, plain_table
+
+STAGES = ("tower", "projector", "decoder")
 
 
 def models_command(as_json: JsonOption = False) -> None:
@@ -19,11 +26,33 @@ def models_command(as_json: JsonOption = False) -> None:
     for model_type, class_name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
         row = known.get(model_type)
         if row is None:
-            stages: dict[str, Any] = dict.fromkeys(("tower", "projector", "decoder"), "not known yet: flowcut inspect")
+            stages: dict[str, Any] = dict.fromkeys(STAGES, "not known yet: flowcut inspect")
             rows.append({"name": model_type, "class": class_name, **stages, "video": False, "tested": False})
             continue
-        stages = {stage: getattr(row, stage) or "yes" for stage in ("tower", "projector", "decoder")}
+        stages = {stage: getattr(row, stage) or "yes" for stage in STAGES}
         if row.reason:
             stages = {**dict.fromkeys(stages, "no"), "decoder": f"no: {row.reason}"}
         rows.append({"name": model_type, "class": class_name, **stages, "video": row.video, "tested": row.tested})
-    print_list("models", rows, as_json)
+    if as_json:
+        typer.echo(json.dumps({"models": rows}))
+    else:
+        show(Console(), rows)
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print where each model can be cut, then why not where it can't."""
+    table = plain_table(left=("model type", *STAGES, "video", "tested"))
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        whole = {stage: row[stage] == "yes" for stage in STAGES}
+        table.add_row(escape(row["name"]), *(cell(value) for value in (*whole.values(), row["video"], row["tested"])))
+        for stage in STAGES:
+            if row[stage] not in ("yes", "no"):
+                reason = row[stage].removeprefix("no: ")
+                place = "" if row[stage] != reason else f" ({stage})"
+                reasons.setdefault(reason, []).append(f"{row['name']}{place}")
+    console.print(table)
+    console.print("\n[bold]Why not[/]")
+    for reason, names in reasons.items():
+        console.print(f"[cyan]{escape(', '.join(names))}[/]: {escape(reason)}")
+    console.print("\nflowcut inspect MODEL tells more of one; --json has the classes.")

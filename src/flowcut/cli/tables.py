@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,18 +15,14 @@ if TYPE_CHECKING:
     from ..measure.run import Outcome, RunResult
 
 
-def print_list(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print ``rows`` as a table, or as JSON under ``name``."""
-    if as_json:
-        typer.echo(json.dumps({name: rows}))
-        return
-    table = Table(show_lines=len(rows) > 1)
-    for column in rows[0]:
-        style = "bold cyan" if column == "name" else None
-        table.add_column(column.replace("_", " "), style=style, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row.values()))
-    Console().print(table)
+def plain_table(*, left: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """A table whose columns need little room: words, which fold, at the left, and numbers at the right."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, collapse_padding=True)
+    for heading in left:
+        table.add_column(heading, overflow="fold", min_width=8)
+    for heading in right:
+        table.add_column(heading, overflow="fold", justify="right")
+    return table
 
 
 def cell(value: Any) -> str:
@@ -94,23 +90,19 @@ def print_comparison(console: Console, result: Comparison) -> None:
     from ..methods.naming import describe
 
     console.print(f"[bold]{escape(result.question)}[/]")
-    table = Table(
-        caption=f"Tokens are visual tokens: into the language model / mean over its layers. Times are medians of "
-        f"{result.repeats} run(s); FLOPs (tower, projector, prefill) are counted."
+    table = plain_table(
+        left=("method", "answer"), right=("tokens", "kv entries", "FLOPs", "tower", "prefill", "decoding")
     )
-    table.add_column("", overflow="fold")
-    table.add_column("answer", overflow="fold")
-    for heading in ("tokens", "kv entries", "FLOPs", "tower", "prefill", "decoding"):
-        table.add_column(heading, justify="right")
+    refused = []
     for name, side, refusal in [
         ("uncut", result.uncut, ""),
-        *((on_lines(describe(row.method)), row.outcome, row.refusal) for row in result.rows),
+        *((describe(row.method), row.outcome, row.refusal) for row in result.rows),
     ]:
         if side is None:
-            table.add_row(escape(name), f"[yellow]refused: {escape(refusal)}[/]")
+            refused.append(f"{name}: {refusal}")
             continue
         table.add_row(
-            escape(name),
+            escape(on_lines(name)),
             escape(side.answer) or "[dim](no text)[/]",
             f"{side.visual_tokens} / {amount(side.visual_tokens_mean, '')}",
             amount(side.kv_entries, ""),
@@ -118,6 +110,12 @@ def print_comparison(console: Console, result: Comparison) -> None:
             *(amount(time, "s") for time in (side.seconds.tower, side.seconds.prefill, side.seconds.decoding)),
         )
     console.print(table)
+    for reason in refused:
+        console.print(f"[yellow]refused:[/] {escape(reason)}")
+    console.print(
+        f"Tokens are visual tokens: into the language model / mean over its layers. Times are medians of "
+        f"{result.repeats} run(s); FLOPs (tower, projector, prefill) are counted."
+    )
 
 
 def print_tables(console: Console, header: list[str], rows: list[list[str]]) -> None:
