@@ -57,7 +57,7 @@ def measured(subject: Subject, depth: int, rounds: int, adaptive: bool) -> tuple
     """CPU seconds uncut and cut, round by round, and the tower's FLOPs cut, of uncut."""
     model = build(shallow(subject, depth), 3, "sdpa", 0.06, "cpu", torch.float32)
     inputs = prompt(subject, 20)
-    pixels = {name: value for name, value in inputs.items() if name.startswith("pixel") or name.endswith("grid_thw")}
+    pixels = {name: value for name, value in inputs.items() if name.startswith(("pixel", "image_"))}
     method = FlowCut(target_num=subject.visual_tokens // 9, adaptive=adaptive)
     encode(model, pixels)
     with attach(model, method) as handle:

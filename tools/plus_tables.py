@@ -108,3 +108,15 @@ def plus_groups() -> str:
     shapes = ", ".join(f"`{task}`" for task in SHAPES)
     header = [f"minus `flowcut`: {things}", f"minus `flowcut`: {shapes}", *(f"minus uncut: `{one}`" for one in SHAPES)]
     return markdown(["tokens", "method", *header], lines)
+
+
+@table("budgets/methods")
+def budgets_methods() -> str:
+    """Every method that was measured with both positions, at 64 tokens."""
+    rows = {(row.plan.method, row.plan.positions): row for row in rows_of("budgets") if row.plan.target_num == 64}
+    both = [method for method, place in rows if place == "original" and (method, "compact") in rows]
+    lines = []
+    for method in sorted(both, key=lambda one: -rows[one, "original"].average):
+        pair = [rows[method, place] for place in ("original", "compact")]
+        lines.append([named(method), *(average(row) for row in pair), points(difference("budgets", pair))])
+    return markdown(["method", "original", "compact", "original minus compact"], lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,23 @@ def test_top_in_order_is_a_sorted_top_k(data: st.DataObject) -> None:
         expected = sorted(sorted(range(alive[row]), key=lambda i: -real[i])[: counts[row]])
         assert index[row, : counts[row]].tolist() == expected
         assert (index[row, counts[row] :] == 0).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("depth", [(), (5,), (2, 5)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_tokens_are_gathered_from_any_layout_with_their_gradients(
+    batch: int, depth: tuple[int, ...], strided: bool
+) -> None:
+    made = torch.Generator().manual_seed(0)
+    states = torch.randn(*((7, batch) if strided else (batch, 7)), *depth, generator=made)
+    states = (states.transpose(0, 1) if strided else states).requires_grad_()
+    index = torch.randint(7, (batch, 4), generator=made)
+    taken, expected = gather_tokens(states, index), torch.stack([states[row, index[row]] for row in range(batch)])
+    assert torch.equal(taken, expected)
+    weight = torch.randn(taken.shape, generator=made)
+    one, other = (torch.autograd.grad((some * weight).sum(), states)[0] for some in (taken, expected))
+    torch.testing.assert_close(one, other)
 
 
 def test_gather_compose_prefix() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .selection import gather_tokens
+
 
 @dataclass(frozen=True)
 class ColumnCut:
@@ -34,12 +36,10 @@ class ColumnCut:
 
     def take(self, values: Tensor, filler: float = 0) -> Tensor:
         """Rows ``[B, L, ...]`` shortened to ``[B, K, ...]``, with ``filler`` in the padding."""
-        trailing = [1] * (values.dim() - 2)
-        index = self.index.to(values.device).reshape(*self.index.shape, *trailing)
-        taken = values.gather(1, index.expand(*self.index.shape, *values.shape[2:]))
+        taken = gather_tokens(values, self.index.to(values.device))
         if self.even:
             return taken
-        real = self.real.to(values.device).reshape(*self.real.shape, *trailing)
+        real = self.real.to(values.device).reshape(*self.real.shape, *[1] * (values.dim() - 2))
         return taken.masked_fill(~real, filler)
 
     def then(self, later: ColumnCut) -> ColumnCut:
@@ -78,9 +78,9 @@ class ColumnCut:
 
 def laid_out(values: Tensor, places: Tensor) -> Tensor:
     """Values by source column: ``[B, K, ...]`` to ``[B, L, ...]``, 0 where ``places`` ``[B, L]`` is negative."""
-    places = places.to(values.device).reshape(*places.shape, *[1] * (values.dim() - 2))
-    index = places.clamp(min=0).expand(*places.shape[:2], *values.shape[2:])
-    return values.gather(1, index).masked_fill(places < 0, 0)
+    places = places.to(values.device)
+    absent = (places < 0).reshape(*places.shape, *[1] * (values.dim() - 2))
+    return gather_tokens(values, places.clamp(min=0)).masked_fill(absent, 0)
 
 
 @dataclass(frozen=True)

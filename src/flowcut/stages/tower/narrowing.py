@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...algorithm.selection import counts_mask, gather_tokens
+from ...algorithm.selection import counts_mask, gather_tokens, rows_of
 from ...methods.views import Merge, Selection
 
 
@@ -54,16 +54,12 @@ class Narrowing:
         if base.shape[2:] != states.shape[2:] or base.dtype != states.dtype or base.device != states.device:
             base = states.new_zeros(states.shape[0], tokens, *states.shape[2:])
         index = self.index.to(states.device)
-        if self.real is None:
-            return base.scatter(1, in_depth(index, states), states)
-        # What fills up a row goes to one slot more, so that no token is written, or gets its gradient, twice.
-        index = in_depth(index.masked_fill(~self.real.to(states.device), tokens), states)
-        return torch.cat([base, base[:, :1]], dim=1).scatter(1, index, states)[:, :tokens]
-
-
-def in_depth(index: Tensor, states: Tensor) -> Tensor:
-    """``index`` ``[B, K]`` for every number of ``states`` ``[B, K, ...]``."""
-    return index.reshape(*index.shape, *[1] * (states.dim() - 2)).expand_as(states)
+        if self.real is not None:
+            # What fills up a row goes to one slot more, so that no token is written, or gets its gradient, twice.
+            index = index.masked_fill(~self.real.to(states.device), tokens)
+            base = torch.cat([base, base[:, :1]], dim=1)
+        flat, rows = base.flatten(0, 1), rows_of(index, base.shape[1])
+        return flat.index_copy(0, rows, states.flatten(0, 1)).view_as(base)[:, :tokens]
 
 
 @dataclass(frozen=True)
