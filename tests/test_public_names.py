@@ -14,6 +14,7 @@ from typing_extensions import assert_type
 
 import flowcut
 from flowcut import attaching, encoding, errors, methods, observing, trace
+from flowcut.algorithm import compiling
 from flowcut.checkpoints import remembering
 from flowcut.methods.base import Method
 from flowcut.methods.visionzip import VisionZip
@@ -30,7 +31,7 @@ def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
 
 
 def test_every_public_name_is_the_object_of_its_home() -> None:
-    homes = (attaching, observing, encoding, errors, methods, trace, remembering)
+    homes = (compiling, attaching, observing, encoding, errors, methods, trace, remembering)
     public: list[str] = import_module("flowcut").__all__
     assert sorted(public) == sorted(name for home in homes for name in import_module(home.__name__).__all__)
     for home in homes:

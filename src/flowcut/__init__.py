@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING
 
 __version__ = "2.0.0"
 
-_HOMES = ("errors", "trace", "attaching", "observing", "encoding", "methods", "checkpoints.remembering")
+_HOMES = (
+    "errors",
+    "algorithm.compiling",
+    "trace",
+    "attaching",
+    "observing",
+    "encoding",
+    "methods",
+    "checkpoints.remembering",
+)
 """The modules whose ``__all__`` is public here."""
 
 if TYPE_CHECKING:
     # isort: off
     from .methods import *  # first, as it has a module with the name of the function flowcut
+    from .algorithm.compiling import *
     from .attaching import *
     from .observing import *
     from .encoding import *

@@ -22,6 +22,7 @@ from flowcut.methods.flowcut_plus import RelevantPolicy
 from flowcut.methods.flowcut_plus_choice import (
     ANCHORS,
     chosen,
+    comparable,
     competing,
     halfway,
     merged_into,
@@ -55,8 +56,9 @@ def test_every_patch_is_part_of_what_it_is_most_like() -> None:
     features = drawn(2, 8, 5)
     index = torch.tensor([[0, 3, 4, 6], [1, 4, 0, 0]])
     counts = (4, 2)
-    weights = merged_into(features, index, counts, centre=False)
+    weights, size, bias = merged_into(comparable(features, False), index, counts)
     assert weights[1, 2:].count_nonzero() == 0
+    assert torch.equal(size, weights.count_nonzero(dim=2).float()) and torch.equal(bias, size.clamp(min=1).log())
     for row, count in enumerate(counts):
         kept = index[row, :count].tolist()
         for place in range(8):
@@ -123,7 +125,7 @@ def test_without_difference_the_best_by_flow_stay() -> None:
 @pytest.mark.parametrize("tokens", [7, 8])
 def test_what_is_unlike_every_patch_that_stays_scores_most(tokens: int) -> None:
     features, protection = drawn(1, tokens, 5), drawn(1, tokens, seed=1).exp()
-    scores = novelty(features, protection, centre=False)[0]
+    scores = novelty(comparable(features, False), protection, 1.0)[0]
     assert torch.isinf(scores[::ANCHORS]).all()
     for place in range(tokens):
         if place % ANCHORS:

@@ -34,6 +34,8 @@ NOT_OF_ROWS = {
     "| family, widths of | decoder layers |": "seconds of a script of release 2.0.0",
     "| method | seconds | of uncut | overhead |": "seconds of a script of release 2.0.0",
     "| | kernels of a prefill |": "counted operations",
+    "| compiled | dispatched |": "counted operations",
+    "| method | eager | compiled |": "seconds of benchmarks/compiled_choices.py",
     "| tower | eager | compiled |": "seconds of benchmarks/compiled_tower.py",
     "| tower of |": "seconds of benchmarks/towers.py",
     "| method | budget | tower | prefill |": "seconds of flowcut bench",

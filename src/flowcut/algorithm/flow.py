@@ -126,6 +126,14 @@ def accumulate(history: Tensor | None, current: Tensor, weight: float) -> Tensor
     return current if history is None else torch.lerp(history, current, 1.0 - weight)
 
 
+def accumulated(history: Tensor | None, scores: Tensor, weight: float) -> Tensor:
+    """Cumulative importance behind several layers, ``[B, N]``, from their ``scores`` ``[B, layers, N]``, in order."""
+    for current in scores.unbind(dim=1):
+        history = accumulate(history, current, weight)
+    assert history is not None
+    return history
+
+
 @dataclass(frozen=True)
 class Glimpse:
     """What is kept of one layer until its patches are compared.

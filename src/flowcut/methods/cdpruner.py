@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..algorithm.compiling import STEPS, compiled
 from .base import Method
 from .policies import ProjectorPolicy
 from .saliency import unit
@@ -85,7 +86,18 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
     # Less of a token's own entry is rounding. What is chosen stays below all others.
     least, most = (gain * 1e-6).clamp_(min=1e-12), torch.full_like(gain, float("inf"))
     chosen: list[Tensor] = []
-    for number in range(tokens):
+    while (number := len(chosen)) < tokens:
+        behind = number + STEPS
+        state = (known, explained, gain, least, most, STEPS)
+        together = compiled(determinant_steps, *state) if behind <= tokens else None
+        if together is not None:
+            if not number:
+                explained.zero_()
+            picked, rows, shares, gain, most = together(*state)
+            chosen += picked
+            torch.stack(rows, out=explained[number:behind])
+            torch.stack(shares, dim=1, out=known[:, len(kernel) + number : len(kernel) + behind])
+            continue
         largest, best = gain.max(dim=0, keepdim=True)
         chosen.append(best)
         row, own = known.index_select(0, best)[0].tensor_split([len(kernel)])
@@ -94,3 +106,39 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
         most.index_fill_(0, best, float("-inf"))
         gain = gain.addcmul(explained[number], known[:, len(kernel) + number], value=-1.0).clamp_(least, most)
     return torch.cat(chosen).sort().values
+
+
+def determinant_steps(
+    known: Tensor, explained: Tensor, gain: Tensor, least: Tensor, most: Tensor, steps: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Steps of :func:`largest_determinant` in a form that a compiler makes two kernels each of.
+
+    Args:
+        known: ``[N, N + K]``, the kernel beside ``explained`` over each choice's own gain.
+        explained: ``[K, N]``, zeros behind the steps so far.
+        gain, least, most: ``[N]``, of every token, and its bounds.
+        steps: how many.
+
+    Returns:
+        Of every step the token, int64 ``[1]``, and what joins ``explained`` and ``known``, ``[N]`` each; then ``gain``
+        and ``most`` behind them.
+    """
+    tokens = len(gain)
+    places = torch.arange(tokens, device=gain.device)
+    picked: list[Tensor] = []
+    rows: list[Tensor] = []
+    shares: list[Tensor] = []
+    for _ in range(steps):
+        largest, best = gain.max(dim=0, keepdim=True)
+        row, own = known.index_select(0, best)[0].tensor_split([tokens])
+        # No matrix product, which no compiler would join with what follows.
+        row = row - (explained * own[:, None]).sum(dim=0)
+        for earlier, its_share in zip(rows, shares, strict=True):
+            row = row - earlier * its_share.index_select(0, best)
+        share = row / largest
+        most = torch.where(places == best, float("-inf"), most)
+        gain = gain.addcmul(row, share, value=-1.0).clamp(least, most)
+        picked.append(best)
+        rows.append(row)
+        shares.append(share)
+    return picked, rows, shares, gain, most

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..algorithm import flow
+from ..algorithm.compiling import run
 from ..algorithm.selection import gather_tokens, top_in_order
 from .base import Method, Positions
 from .flowcut import FlowCutDecoderPolicy
-from .flowcut_plus_choice import chosen, competing, halfway, merged_into, novelty, question_relevance
+from .flowcut_plus_choice import chosen, comparable, competing, halfway, merged_into, novelty, question_relevance
 from .policies import DecoderPolicy, ProjectorPolicy, VisionPolicy
 from .saliency import check_finite
 from .views import LayerView, Merge, OutputView, ProjectedView, Selection, TowerPass
@@ -151,8 +152,8 @@ class FlowCutPlusPolicy(VisionPolicy):
         """The flow of every patch, over all layers seen so far."""
         if self._glimpses:
             scores, _ = flow.compare(self._glimpses, self.prefix, self.valid)
-            for current in flow.group_means(scores, self.group).unbind(dim=1):
-                self.flow = flow.accumulate(self.flow, current, self.method.history)
+            scores = flow.group_means(scores, self.group)
+            self.flow = run(flow.accumulated, self.flow, scores, self.method.history)
             self._glimpses.clear()
         assert self.flow is not None
         return self.flow
@@ -175,7 +176,8 @@ class FlowCutPlusPolicy(VisionPolicy):
         if targets == self.counts:
             return None
         selection = self._choose(view.states, strength, targets, self.counts, self.size)
-        self.flow, self.states = (gather_tokens(kept, selection.index) for kept in (strength, view.states))
+        if self.method.cuts_projected:
+            self.flow, self.states = (gather_tokens(kept, selection.index) for kept in (strength, view.states))
         return selection
 
     def _early(self, layer: int) -> Selection | Merge | None:
@@ -190,19 +192,17 @@ class FlowCutPlusPolicy(VisionPolicy):
         if targets == self.counts:
             return None
         strength = self._gathered()
-        features, scores = key.reshape(*strength.shape, -1), strength
-        if self.method.early != "flow":
-            scores = novelty(features, strength**self.method.early_quality, self.method.centre)
-        index = top_in_order(scores, targets)
+        if self.method.early == "flow":
+            index = top_in_order(strength, targets)
+        else:
+            normed = comparable(key.reshape(*strength.shape, -1), self.method.centre)
+            index = top_in_order(novelty(normed, strength, self.method.early_quality), targets)
         self.flow = gather_tokens(strength, index)
         self.counts = targets
         if self.method.early != "merged":
             return Selection(index, targets)
-        weights = merged_into(features, index, targets, self.method.centre)
-        self.size = weights.sum(dim=2)
-        # What fills up a row stands for nothing, and is hidden anyway.
-        self._bias = self.size.clamp(min=1.0).log()
-        return Merge(index, targets, weights / self.size.clamp(min=1.0)[..., None])
+        weights, self.size, self._bias = merged_into(normed, index, targets)
+        return Merge(index, targets, weights)
 
     def handed_on(self) -> Tensor | None:
         if not self.method.cuts_projected or self.flow is None or self.states is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm import coverage, determinant
+from ..algorithm.compiling import compiled, run
 from ..algorithm.selection import counts_mask, gather_tokens, top_in_order
 from .saliency import unit
 from .views import Selection
@@ -33,46 +34,78 @@ def halfway(patches: int, target: int) -> int:
     return target + (patches - target) // 2
 
 
-def novelty(features: Tensor, protection: Tensor, centre: bool) -> Tensor:
+def comparable(features: Tensor, centre: bool) -> Tensor:
+    """``features`` ``[B, N, width]`` scaled to length 1; ``centre``: without their mean."""
+    return unit(determinant.centred(features) if centre else features)
+
+
+def novelty(normed: Tensor, strength: Tensor, power: float) -> Tensor:
     """What a patch adds to every fourth one, for a cut of up to half of all; ``[B, N]``.
 
     Every fourth patch stays (infinity). Another scores ``(1 - its largest cosine to one of these)`` times its
     protection: what goes is like something that stays, or matters little.
 
     Args:
-        features: ``[B, N, width]``.
-        protection: ``[B, N]``, positive.
-        centre: whether features are compared without their mean.
+        normed: ``[B, N, width]``, features of length 1.
+        strength: ``[B, N]``, positive; to the power of ``power`` it protects a patch.
+        power: see there.
     """
-    normed = unit(determinant.centred(features) if centre else features)
-    anchors = normed[:, ::ANCHORS]
-    scores = (1.0 - torch.matmul(normed, anchors.mT).amax(dim=2)).clamp(min=0.0) * protection
+    return run(scored_new, torch.matmul(normed, normed[:, ::ANCHORS].mT), strength, power)
+
+
+def scored_new(likeness: Tensor, strength: Tensor, power: float) -> Tensor:
+    """See :func:`novelty`; ``likeness`` ``[B, N, A]`` to every fourth patch."""
+    scores = (1.0 - likeness.amax(dim=2)).clamp(min=0.0) * strength**power
     scores[:, ::ANCHORS] = float("inf")
     return scores
 
 
-def merged_into(features: Tensor, index: Tensor, counts: tuple[int, ...], centre: bool) -> Tensor:
+def merged_into(normed: Tensor, index: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Which patch goes into which of those that stay: itself, or the one that it is most like.
 
     Args:
-        features: ``[B, N, width]``.
+        normed: ``[B, N, width]``, features of length 1.
         index: ``[B, K]``, the patches that stay, filled up behind ``counts[b]`` entries.
         counts: how many of each row stay.
-        centre: as in :func:`novelty`.
 
     Returns:
-        ``[B, K, N]``, 1 where patch n goes into the k-th that stays, else 0; nothing goes into what is filled up.
+        Each patch's weights in what stays, ``[B, K, N]``: equal for all that go into it, and none goes into what is
+        filled up. How many go into it, ``[B, K]``. What attention adds to its logits for that, ``[B, K]``.
     """
-    sets, tokens, _ = features.shape
     width = index.shape[1]
-    normed = unit(determinant.centred(features) if centre else features)
     likeness = torch.matmul(normed, gather_tokens(normed, index).mT)
+    # Nothing goes into what fills up a row, and it is hidden anyway.
+    real = counts_mask(counts, width, index.device) if min(counts) < width else None
+    together = compiled(joined, likeness, index, real)
+    if together is not None:
+        return together(likeness, index, real)
     # Every patch that stays is likest to itself, whatever it equals.
     likeness = likeness.scatter(1, index[:, None], float("inf"))
-    if min(counts) < width:
-        real = counts_mask(counts, width, index.device)
+    if real is not None:
         likeness = likeness.masked_fill(~real[:, None], float("-inf"))
-    return likeness.new_zeros(sets, width, tokens).scatter_(1, likeness.argmax(dim=2)[:, None], 1.0)
+    weights = torch.zeros_like(likeness.mT).scatter_(1, likeness.argmax(dim=2)[:, None], 1.0)
+    size = weights.sum(dim=2)
+    least = size if real is None else size.clamp(min=1.0)
+    return weights / least[..., None], size, least.log()
+
+
+def joined(likeness: Tensor, index: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The end of :func:`merged_into` in a form that a compiler makes three kernels of.
+
+    Args:
+        likeness: ``[B, N, K]``.
+        index: ``[B, K]``.
+        real: ``[B, K]``, false where a row is filled up.
+    """
+    tokens, width = likeness.shape[1:]
+    places = torch.arange(tokens, device=index.device)
+    likeness = likeness.masked_fill(index[:, None] == places[:, None], float("inf"))
+    if real is not None:
+        likeness = likeness.masked_fill(~real[:, None], float("-inf"))
+    into = likeness.argmax(dim=2)[:, None] == torch.arange(width, device=index.device)[:, None]
+    size = into.sum(dim=2, dtype=torch.float32)
+    least = size.clamp(min=1.0)
+    return into / least[..., None], size, least.log()
 
 
 def question_relevance(features: Tensor, text: Tensor) -> Tensor:

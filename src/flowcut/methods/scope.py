@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..algorithm.coverage import covering
 from ..algorithm.selection import in_order
 from .base import Method
 from .policies import VisionPolicy
@@ -84,11 +85,5 @@ def salient_cover(features: Tensor, saliency: Tensor, counts: tuple[int, ...]) -
     normed = unit(features)
     # What every token would cover anew of every other: at first its similarity to it.
     new = torch.matmul(normed, normed.mT).relu_()
-    spent = torch.zeros(images, tokens, device=features.device)
-    chosen: list[Tensor] = []
-    for _ in range(max(counts)):
-        best = torch.addcmul(spent, new.sum(dim=2), saliency).argmax(dim=1, keepdim=True)
-        chosen.append(best)
-        spent.scatter_(1, best, float("-inf"))
-        new.sub_(new.gather(1, best[..., None].expand(-1, -1, tokens))).relu_()
-    return in_order(torch.cat(chosen, dim=1), counts, tokens)
+    nothing = torch.zeros(images, tokens, device=features.device)
+    return in_order(covering(new, nothing, saliency, None, max(counts)), counts, tokens)

@@ -8,10 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..algorithm.compiling import STEPS, compiled, wanted
 from .base import Method
 from .policies import VisionPolicy
 from .saliency import check_finite, ragged, saliency, unit
 from .views import LayerView, OutputView, Selection, TowerPass
+
+GONE = float("inf")
+"""The place of a token that does not compete."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,62 @@ def important_and_diverse(attention: Tensor, features: Tensor, tokens: int, impo
     left, diverse = ranking[important:], tokens - important
     if not diverse:
         return ranking[:important].sort().values
-    # With its position behind each token's features, one look-up takes both along; float32 holds it exactly.
-    rest = torch.cat([unit(features), torch.arange(len(features), device=features.device)[:, None]], dim=1)[left]
+    normed = unit(features)
+    rest = without_duplicates(normed @ normed.T, left, diverse, step)
+    return torch.cat([ranking[:important], rest]).sort().values
+
+
+def without_duplicates(cosines: Tensor, rest: Tensor, diverse: int, step: int) -> Tensor:
+    """What is left when duplicates are removed, int64 ``[diverse]``.
+
+    Args:
+        cosines: ``[N, N]``, of all tokens.
+        rest: int64 ``[M]``, those that compete, in order.
+        diverse: how many stay.
+        step: how many are removed in a round, at most.
+    """
+    # Rounds that take a whole step out of the first set can be compiled.
+    rounds = (len(rest) - max(diverse, step - 1)) // step
+    if rounds >= STEPS and wanted():
+        order = torch.arange(len(rest), dtype=cosines.dtype, device=cosines.device)
+        places = torch.full_like(cosines[0], GONE).scatter(0, rest, order)
+        together = compiled(removal_rounds, cosines, places, step, STEPS)
+        if together is not None:
+            calls = rounds // STEPS
+            for _ in range(calls):
+                places = together(cosines, places, step, STEPS)
+            rest = places.argsort()[: len(rest) - calls * STEPS * step]
     # The second set, below all cosines, goes last, in its order.
-    duplicate = rest.new_full((len(rest),), -2.0)
+    duplicate = cosines.new_full((len(rest),), -2.0)
     while len(rest) > diverse:
-        normed = rest[:, :-1]
-        torch.amax(normed[::2] @ normed[1::2].T, dim=1, out=duplicate[: len(rest) : 2])
+        torch.amax(cosines[rest[::2, None], rest[1::2]], dim=1, out=duplicate[: len(rest) : 2])
         removed = min(step, len(rest) - diverse, (len(rest) + 1) // 2)
         rest = rest[duplicate[: len(rest)].argsort(descending=True, stable=True)[removed:]]
-    return torch.cat([ranking[:important], rest[:, -1].long()]).sort().values
+    return rest
+
+
+def removal_rounds(cosines: Tensor, places: Tensor, step: int, rounds: int) -> Tensor:
+    """Rounds of :func:`without_duplicates` that sort nothing, in a form that a compiler makes two kernels each of.
+
+    Args:
+        cosines: ``[N, N]``.
+        places: ``[N]``, where in the order every token stands, in float32; infinity for what does not compete.
+        step: how many are removed in a round.
+        rounds: how many rounds.
+
+    Returns:
+        ``[N]``, the places behind them.
+    """
+    for _ in range(rounds):
+        # 0 in the first set, 1 in the second; NaN for what does not compete, which equals neither.
+        which = places - 2.0 * (places / 2.0).floor()
+        duplicate = torch.where(which[None] == 1.0, cosines, -2.0).amax(dim=1)
+        # The second set, below all cosines, goes last, in its order.
+        duplicate = torch.where(which == 0.0, duplicate, -2.0)
+        duplicate = torch.where(places == GONE, -GONE, duplicate)
+        # As many as go before a token in a stable sort. Counted in float32, which a CPU does several of at once.
+        others, own = duplicate[None], duplicate[:, None]
+        ahead = torch.where(others == own, places[None] < places[:, None], others > own)
+        ranks = torch.where(ahead, 1.0, 0.0).sum(dim=1) - step
+        places = torch.where((places == GONE) | (ranks < 0.0), GONE, ranks)
+    return places

@@ -126,7 +126,9 @@ class Shortening:
             else:
                 self.reservation.shorten(cache_in(call), 0, range(len(self.parts.decoder_layers)), stretch)
             current.stretches = stretches
-        uncut = before.attention_mask.sum(dim=1) + new_mask.sum(dim=1)
+        uncut = new_mask.sum(dim=1)
+        if before.attention_mask.shape[1]:
+            uncut = before.attention_mask.sum(dim=1) + uncut
         return Shortened(images, images_of, stretches, uncut)
 
     def _in_text(

@@ -95,6 +95,7 @@ class BatchedPass:
         self.kept_after_layer: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
         self.tokens_after_layer: list[tuple[int, ...]] = []
         self.masks_seen: dict[int, Any] = {}
+        self._bias: tuple[Tensor | None, Any] = None, None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Any:
         """Show a layer's q, k, v to the policy; returns the mask that hides the padding of a ragged batch."""
@@ -131,14 +132,14 @@ class BatchedPass:
         self.masks_seen[layer] = self.mask
 
     def _biased(self, mask: Any, bias: Tensor | None, query: Tensor) -> Any:
-        """The mask with what the policy adds to the logits of every key."""
-        if bias is None:
-            return mask
-        check_bias(self.tower.config._attn_implementation)
-        per_token = nn.functional.pad(in_groups_of(bias, self.group).to(query.dtype), (self.tower.prefix, 0))
-        if self.valid is not None:
-            per_token = per_token.masked_fill(~self.valid, torch.finfo(query.dtype).min)
-        return per_token[:, None, None].expand(-1, 1, query.shape[2], -1)
+        """The mask with what the policy adds to the logits of every key; layers that are told the same share it."""
+        if bias is not None and bias is not self._bias[0]:
+            check_bias(self.tower.config._attn_implementation)
+            per_token = nn.functional.pad(in_groups_of(bias, self.group).to(query.dtype), (self.tower.prefix, 0))
+            if self.valid is not None:
+                per_token = per_token.masked_fill(~self.valid, torch.finfo(query.dtype).min)
+            self._bias = bias, per_token[:, None, None].expand(-1, 1, query.shape[2], -1)
+        return mask if bias is None else self._bias[1]
 
     def arranged(self, hidden: Tensor) -> Tensor:
         """The first layer's input ``[B, S, width]``, the patches of each group side by side."""
