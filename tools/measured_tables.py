@@ -5,10 +5,12 @@ Accuracies are in %, intervals at 95%; differences are paired (:mod:`flowcut.tas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from measured import average, difference, interval, markdown, named, of_uncut, percent, points, row_of, rows_of
 
+from flowcut.tasks import load_split
 from flowcut.tasks.rows import Row
 
 THINGS = ("exist", "name", "where", "count")
@@ -143,7 +145,7 @@ def calibrated_paired() -> str:
 def mini_accuracy() -> str:
     """The uncut model on every choice of questions, with intervals and numbers of questions."""
     lines = [["`test-v1`, 150 of each", *task_cells(row_of("budgets"), intervals=True)]]
-    for split, name in (("`test-v1`, all", "whole"), ("`new-v1`", "new")):
+    for split, name in (("`test-v1`, all", "whole"), ("`new-v1`", "new"), ("`photo-v2`", "photo")):
         row = row_of(name)
         cells = zip(TASKS, task_cells(row, intervals=True), strict=True)
         lines.append([split, *(f"{cell} of {row.scores[task].questions}" if cell else "" for task, cell in cells)])
@@ -171,7 +173,7 @@ def mini_right() -> str:
         ("`test-v1`, 150 of each", "budgets"),
         ("`test-v1`, all", "whole"),
         ("`new-v1`", "new"),
-        ("`photo-v1`", "photo"),
+        ("`photo-v2`", "photo"),
     ):
         scores = row_of(name).scores
         asked = [(scores[task].accuracy, scores[task].questions) if task in scores else (0.0, 0) for task in TASKS]
@@ -187,12 +189,18 @@ def new_tasks() -> str:
 
 @table("photo/tasks")
 def photo_tasks() -> str:
-    """Photographs."""
-    return short_table("photo")
+    """Photographs, and what always giving the commonest answer of a task would reach."""
+    split, tasks = load_split("photo-v2"), rows_of("photo")[0].scores
+    answers = {task: Counter(question.answer for _, question in split.questions(task)) for task in tasks}
+    commonest = {task: counted.most_common(1)[0] for task, counted in answers.items()}
+    shares = {task: times / answers[task].total() for task, (_, times) in commonest.items()}
+    cells = [f"{percent(shares[task])}: {commonest[task][0]}" for task in tasks]
+    mean = f"{100 * sum(shares.values()) / len(shares):.1f}"
+    return short_table("photo", ["always the commonest answer", "", mean, *cells])
 
 
-def short_table(name: str) -> str:
-    """All rows of a table: averages and tasks with their intervals."""
+def short_table(name: str, *more: list[str]) -> str:
+    """All rows of a table: averages and tasks with their intervals; further lines below."""
     rows = rows_of(name)
     tasks = list(rows[0].scores)
     header = [f"{task} ({rows[0].scores[task].questions})" for task in tasks]
@@ -200,4 +208,4 @@ def short_table(name: str) -> str:
         [named(row.plan.method), str(row.plan.target_num or 576), average(row), *task_cells(row, tasks, intervals=True)]
         for row in rows
     ]
-    return markdown(["method", "tokens", "average (95%)", *header], lines)
+    return markdown(["method", "tokens", "average (95%)", *header], [*lines, *more])

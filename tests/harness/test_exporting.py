@@ -28,10 +28,10 @@ def functions(folder: Path) -> Any:
 
 
 def test_every_question_is_there_with_its_picture_and_judged_alike(tmp_path: Path) -> None:
-    split = load_split("photo-v1")
+    split = load_split("photo-v2")
     asked = choose_questions(split, ["exist", "count"])
     group, *names = export_tasks(tmp_path, split, asked)
-    assert (group, names) == ("flowcut_photo_v1", ["flowcut_photo_v1_exist", "flowcut_photo_v1_count"])
+    assert (group, names) == ("flowcut_photo_v2", ["flowcut_photo_v2_exist", "flowcut_photo_v2_count"])
     code = functions(tmp_path)
     flat = [(scene, question) for _, scene, questions in asked for question in questions]
     answers: dict[str, dict[int, str]] = {}
@@ -58,7 +58,7 @@ def test_every_question_is_there_with_its_picture_and_judged_alike(tmp_path: Pat
 
 
 def test_the_command_writes_the_questions_that_eval_would_ask(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["export-tasks", str(tmp_path), "--split", "photo-v1", "--limit", "5", "--json"])
+    done = CliRunner().invoke(app, ["export-tasks", str(tmp_path), "--split", "photo-v2", "--limit", "5", "--json"])
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["questions"] == 5 == sum(len(path.read_text().splitlines()) for path in tmp_path.glob("*.jsonl"))
@@ -68,11 +68,11 @@ def test_the_command_writes_the_questions_that_eval_would_ask(tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = CliRunner().invoke(app, ["export-tasks", str(tmp_path / "file"), "--split", "photo-v1", "--limit", "1"])
+    done = CliRunner().invoke(app, ["export-tasks", str(tmp_path / "file"), "--split", "photo-v2", "--limit", "1"])
     assert done.exit_code == 2 and "Not a directory" in done.stderr
 
 
-@pytest.mark.parametrize("split", ["test-v1", "new-v1", "photo-v1"])
+@pytest.mark.parametrize("split", ["test-v1", "new-v1", "photo-v2"])
 def test_pictures_of_a_split_have_names_of_their_own(split: str) -> None:
     names = [Path(scene.name).name for scene in load_split(split).scenes]
     assert len(set(names)) == len(names)

@@ -35,7 +35,7 @@ from lmms_eval.evaluator import simple_evaluate  # noqa: E402
 from lmms_eval.models import get_model  # noqa: E402
 from lmms_eval.tasks import TaskManager  # noqa: E402
 
-GROUP = "flowcut_photo_v1"
+GROUP = "flowcut_photo_v2"
 CUT = "method=flowcut,target_num=9"
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_set_up_ends_the_process_and_says_why(
 
 CHOICE = """task: choice
 dataset_path: json
-dataset_kwargs: {data_files: {test: flowcut_photo_v1_exist.jsonl}}
+dataset_kwargs: {data_files: {test: flowcut_photo_v2_exist.jsonl}}
 test_split: test
 output_type: multiple_choice
 doc_to_visual: !function utils.picture
@@ -164,7 +164,7 @@ metric_list:
 def test_multiple_choice_is_scored_by_likelihoods_of_the_cut_model(tasks: Path, llava: Path) -> None:
     (tasks / "choice.yaml").write_text(CHOICE)
     loaded = load_model(str(llava), "cpu")
-    questions = [json.loads(line) for line in (tasks / "flowcut_photo_v1_exist.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in (tasks / "flowcut_photo_v2_exist.jsonl").read_text().splitlines()]
     pictures = {scene.name: scene.picture() for _, scene, _ in tiny_harness.asked()}
     results = run(tasks, "flowcut_hf", f"pretrained={llava},{CUT}", task="choice", batch_size=2, force_simple=True)
     samples = sorted(results["samples"]["choice"], key=lambda sample: sample["doc_id"])

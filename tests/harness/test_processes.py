@@ -19,7 +19,7 @@ from flowcut.harness.exporting import answers_in_order
 
 tiny_harness.require_lmms_eval()
 
-GROUP = "flowcut_photo_v1"
+GROUP = "flowcut_photo_v2"
 
 
 @pytest.fixture(scope="module")

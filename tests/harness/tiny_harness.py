@@ -18,7 +18,7 @@ from flowcut.harness.exporting import export_tasks
 from flowcut.tasks import load_split
 from flowcut.tasks.evaluation import choose_questions
 
-SPLIT, TASKS, LIMIT = "photo-v1", ("exist", "count"), 10
+SPLIT, TASKS, LIMIT = "photo-v2", ("exist", "count"), 10
 INTERNVL = {"<start>": 120, "<end>": 121, "<IMG_CONTEXT>": tiny.IMAGE_TOKEN, "<video>": families.VIDEO_TOKEN}
 VISUAL = "<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>"
 INTERNVL_TEMPLATE = tiny_video.QWEN_TEMPLATE.replace(VISUAL, "<IMG_CONTEXT>")

@@ -162,7 +162,7 @@ def test_the_oracle_keeps_what_is_asked_about() -> None:
         assert wanted <= set(kept) if len(wanted) <= 64 else set(kept) <= wanted or len(wanted & set(kept)) >= 32
     with pytest.raises(ValueError, match="ascending"):
         Oracle(target_num=2, patches=(3, 1))
-    photo = load_split("photo-v1").scenes[0]
+    photo = load_split("photo-v2").scenes[0]
     with pytest.raises(ValueError, match="split with masks"):
         under_test.oracle_patches(under_test.RowPlan("oracle", 64), 0, photo, photo.questions[0])
 

@@ -57,12 +57,12 @@ def test_what_cannot_be_paired_is_refused(second: dict[str, list[bool]], tasks: 
 
 
 def test_questions_are_those_that_were_asked() -> None:
-    assert len(questions_of(STORED.identity)) == len(STORED.row.answers) == 69
+    assert len(questions_of(STORED.identity)) == len(STORED.row.answers) == 479
     hits = hits_of(STORED.identity, STORED.row)
     assert {task: sum(some) / len(some) for task, some in hits.items()} == {
         task: score.accuracy for task, score in STORED.row.scores.items()
     }
-    with pytest.raises(ValueError, match="70 questions of photo-v1"):
-        questions_of({**STORED.identity, "questions": 70})
-    with pytest.raises(ValueError, match="68 answers to 69 questions"):
+    with pytest.raises(ValueError, match="480 questions of photo-v2"):
+        questions_of({**STORED.identity, "questions": 480})
+    with pytest.raises(ValueError, match="478 answers to 479 questions"):
         hits_of(STORED.identity, replace(STORED.row, answers=STORED.row.answers[:-1]))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from flowcut.tasks import TASKS, TaskQuestion, TaskScene, TaskSplit, load_split, read_split, write_split
+from recipes.mini.vocabulary import POSITIONS
 
 
 @pytest.fixture
@@ -98,10 +99,27 @@ def test_the_new_scenes_have_enough_of_everything_and_are_others() -> None:
 
 
 def test_photographs_have_questions_and_no_masks() -> None:
-    split = load_split("photo-v1")
-    assert len(split.scenes) == 8
+    split = load_split("photo-v2")
+    assert len(split.scenes) == 76
     for scene in split.scenes:
         assert scene.picture().size == (336, 336) and not scene.items and scene.touched.shape == (0, 24, 24)
-        assert len(scene.questions) >= 7 and {question.task for question in scene.questions} <= set(TASKS)
-    answers = Counter(question.answer for _, question in split.questions("exist"))
-    assert 0.8 < answers["Yes"] / answers["No"] < 1.2
+        assert len(scene.questions) >= 3 and {question.task for question in scene.questions} <= set(TASKS)
+        assert len({question.text for question in scene.questions}) == len(scene.questions)
+
+
+def test_photographs_are_asked_about_in_balance() -> None:
+    split = load_split("photo-v2")
+    answers = {
+        task: Counter(question.answer for _, question in split.questions(task))
+        for task in ("exist", "name", "where", "count", "color")
+    }
+    assert (
+        sum(total.total() for total in answers.values()) == sum(len(scene.questions) for scene in split.scenes) >= 300
+    )
+    assert min(total.total() for total in answers.values()) >= 40
+    assert abs(answers["exist"]["Yes"] - answers["exist"]["No"]) <= 1
+    assert set(answers["where"]) <= {place for row in POSITIONS for place in row} and set(answers["count"]) <= set(
+        "12345"
+    )
+    share = {task: max(total.values()) / total.total() for task, total in answers.items()}
+    assert share["name"] < 0.1 and max(share[task] for task in ("where", "count", "color")) < 0.5

@@ -32,11 +32,12 @@ def make_loose(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_loose_row_is_in_the_file_as_it_was(tmp_path: Path) -> None:
     loose = make_loose(tmp_path)
     assert set(loose) == {
-        "flowcut-64-default-8b79cdc24b.json",
-        "random-64-default-73ed987de9.json",
-        "uncut-all-default-16a0c8ae61.json",
+        "flowcut-64-default-2058a510f2.json",
+        "flowcut_plus-64-default-9770eb9af1.json",
+        "random-64-default-9f8297c569.json",
+        "uncut-all-default-82701607f1.json",
     }
-    assert gather(tmp_path) == (3, [])
+    assert gather(tmp_path) == (4, [])
     assert not (tmp_path / "rows").exists()
     gathered = RowFile(tmp_path)
     assert gathered.read() == RowFile(MEASURED).read()
@@ -47,8 +48,8 @@ def test_every_loose_row_is_in_the_file_as_it_was(tmp_path: Path) -> None:
 def test_a_row_of_another_table_stays_where_it_is(tmp_path: Path) -> None:
     loose = make_loose(tmp_path)
     other = tmp_path / "rows" / "flowcut-64-default-0123456789.json"
-    other.write_text(json.dumps(loose["flowcut-64-default-8b79cdc24b.json"]))
-    assert gather(tmp_path) == (3, [other])
+    other.write_text(json.dumps(loose["flowcut-64-default-2058a510f2.json"]))
+    assert gather(tmp_path) == (4, [other])
     assert list((tmp_path / "rows").iterdir()) == [other]
 
 

@@ -101,7 +101,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(place: Path) -> list[dict[str, Any]]:
     """What each of the two processes came to."""
-    report = {"tasks": "photo-v1", "per_task": 1}
+    report = {"tasks": "photo-v2", "per_task": 1}
     config_of(place, "asked", tune={"dropout": 0.0}, optimize={"steps": 1, "batch": 1}, report=report)
     names = ("unbroken-ddp", "refused-fsdp2", *(f"two-{wrapper}" for wrapper in RUNS))
     runs = {name: run_of(place, *name.split("-"), 1) for name in names}

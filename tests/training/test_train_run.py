@@ -130,7 +130,7 @@ def test_the_parts_that_shall_be_trained_move_and_the_others_do_not(
 
 def test_a_built_in_task_is_asked_while_training_and_changes_nothing(place: Path) -> None:
     train(config_of(place, "quiet", optimize={"steps": 2}), cpu=True)
-    report = {"tasks": "photo-v1", "per_task": 1, "evaluate_every": 1}
+    report = {"tasks": "photo-v2", "per_task": 1, "evaluate_every": 1}
     result = train(config_of(place, "asked", optimize={"steps": 2}, report=report), cpu=True)
     assert 0.0 <= result.evaluation["eval_accuracy"] <= 1.0
     expected = weights(place / "quiet")

@@ -47,7 +47,7 @@ class Sample:
         Args:
             mini: whether flowcut-mini is asked, of which it is known what it answers.
         """
-        kind = "photograph" if self.split == "photo-v1" else "scene"
+        kind = "photograph" if self.split == "photo-v2" else "scene"
         told = ("answered rightly · " if self.right else "answered wrongly · ") if mini else ""
         return f"{told}{kind}: {self.text} ({self.found[1].answer})"
 
@@ -57,8 +57,8 @@ SAMPLES = (
     Sample("test-v1", 100, 0, True),
     Sample("test-v1", 200, 0, True),
     Sample("test-v1", 77, 2, True),
-    Sample("photo-v1", 0, 0, True),
+    Sample("photo-v2", 73, 4, True),
     Sample("test-v1", 12, 1, False),
-    Sample("photo-v1", 1, 0, False),
-    Sample("photo-v1", 2, 0, False),
+    Sample("photo-v2", 27, 4, False),
+    Sample("photo-v2", 57, 4, False),
 )

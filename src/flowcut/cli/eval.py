@@ -42,7 +42,7 @@ def eval_command(
     model: ModelOption = DEFAULT_MODEL,
     tasks: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
     split_name: Annotated[
-        str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v1.")
+        str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v2.")
     ] = "test-v1",
     method: Annotated[
         Optional[str],  # noqa: UP045

@@ -16,7 +16,7 @@ from .options import JsonOption, printable, quiet_libraries, user_errors
 def export_tasks_command(
     folder: Annotated[Path, typer.Argument(help="Where to write them; made if needed.", show_default=False)],
     split_name: Annotated[
-        str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v1.")
+        str, typer.Option("--split", help="test-v1, new-v1 (with cut-outs held out from training) or photo-v2.")
     ] = "test-v1",
     tasks: Annotated[str, typer.Option(help="all, or names separated by commas.")] = "all",
     limit: Annotated[

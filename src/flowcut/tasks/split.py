@@ -99,7 +99,7 @@ def load_split(name: str = "test-v1") -> TaskSplit:
 
     Args:
         name: ``test-v1``: rendered scenes; ``new-v1``: rendered scenes with held-out cut-outs, for nouns that have any;
-            ``photo-v1``: real photographs.
+            ``photo-v2``: real photographs.
 
     Raises:
         FileNotFoundError: there is no such split; the message names those there are.
