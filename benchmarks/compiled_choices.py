@@ -55,8 +55,8 @@ def drawn(tokens: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def spread(seconds: list[float]) -> str:
-    """The median in milliseconds, and from which to which."""
-    low, middle, high = (1000 * some for some in (min(seconds), statistics.median(seconds), max(seconds)))
+    """The median in milliseconds, and the middle half."""
+    low, middle, high = (1000 * some for some in statistics.quantiles(seconds, n=4, method="inclusive"))
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
@@ -64,7 +64,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=2)] = 576,
     target: Annotated[int, typer.Option(min=1)] = 64,
     width: Annotated[int, typer.Option(min=1)] = 1024,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 15,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 15,
     pictures: Annotated[int, typer.Option(min=1, help="Random pictures whose choices are compared.")] = 20,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
@@ -94,10 +94,7 @@ def main(
         ratio = statistics.median(one / other for one, other in zip(compiled_ones, eager, strict=True))
         table.add_row(
             name,
-            *(
-                f"{1e3 * statistics.median(some):.1f} ({1e3 * min(some):.1f} to {1e3 * max(some):.1f})"
-                for some in seconds.values()
-            ),
+            *(spread(some) for some in seconds.values()),
             f"{ratio:.2f}",
             f"{first:.1f} s",
             f"{same} of {pictures}",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcut.algorithm.selection import compose, counts_mask, gather_tokens, top_in_order, with_prefix
+from flowcut.algorithm.selection import compose, counts_mask, gather_tokens, put_tokens, top_in_order, with_prefix
 
 
 @given(st.data())
@@ -40,6 +40,33 @@ def test_tokens_are_gathered_from_any_layout_with_their_gradients(
     weight = torch.randn(taken.shape, generator=made)
     one, other = (torch.autograd.grad((some * weight).sum(), states)[0] for some in (taken, expected))
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("depth", [(5,), (2, 5)])
+def test_tokens_are_put_back_with_their_gradients(batch: int, depth: tuple[int, ...]) -> None:
+    made = torch.Generator().manual_seed(0)
+    base = torch.randn(batch, 7, *depth, generator=made, requires_grad=True)
+    states = torch.randn(batch, 4, *depth, generator=made, requires_grad=True)
+    index = torch.stack([torch.randperm(7, generator=made)[:4] for _ in range(batch)])
+    put = put_tokens(base, index, states)
+    expected = base.clone()
+    for row in range(batch):
+        expected[row, index[row]] = states[row]
+    assert torch.equal(put, expected) and put.data_ptr() != base.data_ptr()
+    weight = torch.randn(put.shape, generator=made)
+    ours, theirs = (torch.autograd.grad((some * weight).sum(), (base, states)) for some in (put, expected))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_no_token_is_taken_from_a_neighbour(batch: int) -> None:
+    with pytest.raises(IndexError):
+        gather_tokens(torch.zeros(batch, 7, 5), torch.full((batch, 2), 7))
+    with pytest.raises(IndexError):
+        put_tokens(torch.zeros(batch, 7, 5), torch.full((batch, 2), 7), torch.ones(batch, 2, 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        gather_tokens(torch.zeros(batch, 7, 5), torch.zeros(batch + 1, 2, dtype=torch.long))
 
 
 def test_gather_compose_prefix() -> None:

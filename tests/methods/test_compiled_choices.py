@@ -19,7 +19,7 @@ from flowcut.methods.cdpruner import largest_determinant
 from flowcut.methods.flowcut_plus_choice import comparable, merged_into, novelty
 from flowcut.methods.saliency import unit
 from flowcut.methods.scope import salient_cover
-from flowcut.methods.vispruner import important_and_diverse
+from flowcut.methods.vispruner import important_and_diverse, removal_rounds
 
 TOKENS = 40
 WIDTH = 64
@@ -114,6 +114,18 @@ def test_vispruner(tokens: int, important: int, step: int, kind: str) -> None:
         features, quality = drawn(1, kind, seed)
         index = both(lambda f=features, q=quality: important_and_diverse(q[0], f[0], tokens, important, step))
         assert len(set(index.tolist())) == tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_decides_nothing(dtype: torch.dtype) -> None:
+    cosines = torch.rand(600, 600, generator=torch.Generator().manual_seed(0))
+    places = torch.arange(600.0)
+    plain = removal_rounds(cosines, places, 8, 3)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(removal_rounds(cosines, places, 8, 3), plain) and plain.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @KINDS

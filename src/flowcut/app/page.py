@@ -36,8 +36,10 @@ CHOSEN = ("flowcut", "flowcut_plus")
 MOST_RUNS = 12
 """At most so many answers to one question, so that nobody keeps the others waiting for long."""
 
-EVERY: dict[str, Any] = {"trigger_mode": "multiple", "api_visibility": "private"}
-"""For what a visitor does: by default Gradio drops what is done while the last answer is still being drawn."""
+AT_ONCE: dict[str, Any] = {"queue": False, "trigger_mode": "multiple", "api_visibility": "private"}
+LAST: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
+"""For what a visitor does: by default Gradio drops what is done while the last answer is still being drawn. Of what
+waits for the model the last counts, so that nobody fills the queue with clicks."""
 
 SHOW_STEP = """(wanted) => {
   document.querySelectorAll("#overlay .step").forEach((step, number) => { step.hidden = number !== wanted; });
@@ -169,17 +171,17 @@ def build_page(desk: Desk, model: str, mini: bool) -> gr.Blocks:
             except (FlowCutError, ValueError) as error:
                 return problem_html(error)
 
-        upload.upload(take_upload, upload, [visual, preview, problem, upload], queue=False, **EVERY)
-        sample.input(take_sample, sample, [visual, preview, problem, question], queue=False, **EVERY)
+        upload.upload(take_upload, upload, [visual, preview, problem, upload], **AT_ONCE)
+        sample.input(take_sample, sample, [visual, preview, problem, question], **AT_ONCE)
         gr.on(
             [ask.click, question.submit],
             answer,
             [visual, question, methods, budgets],
             [result, problem, table, below, shown, grid],
-            **EVERY,
+            **LAST,
         ).then(look_at, [result, shown], [layer, overlay, report], api_visibility="private")
-        shown.input(look_at, [result, shown], [layer, overlay, report], **EVERY)
-        make.click(write_report, [result, shown], report, api_visibility="private")
+        shown.input(look_at, [result, shown], [layer, overlay, report], **LAST)
+        make.click(write_report, [result, shown], report, **LAST)
         layer.input(None, layer, None, js=SHOW_STEP, api_visibility="private")
     page.queue(max_size=20, default_concurrency_limit=1, api_open=False)
     return page

@@ -196,9 +196,10 @@ def subject(
 def title(told: dict[str, Any]) -> str:
     """One line on what was measured where."""
     return (
-        f"{told['model']}, {told['dtype']}, {told['attention']} attention, {told['hardware']}, {told['threads']} "
-        f"thread(s), {told['clock']} clock, {told['rounds']} rounds, {told['new_tokens']} new tokens, "
-        f"torch {told['torch']}, transformers {told['transformers']}"
+        f"{told['model']}, {told['dtype']}, {told['attention']} attention, "
+        f"{'compiled choices (counted uncompiled), ' if told['compiled_choices'] else ''}{told['hardware']}, "
+        f"{told['threads']} thread(s), {told['clock']} clock, {told['rounds']} rounds, "
+        f"{told['new_tokens']} new tokens, torch {told['torch']}, transformers {told['transformers']}"
     )
 
 
@@ -218,9 +219,8 @@ def show(console: Console, cases: list[Case], heading: str) -> None:
                 table.add_row(*(escape(row[column]) for column in shown))
         console.print(table)
         console.print()
-    for case in cases:
-        if case.refusal:
-            console.print(escape(f"{case.label}: {case.refusal}"))
+    for refused in dict.fromkeys(f"{case.label}: {case.refusal}" for case in cases if case.refusal):
+        console.print(escape(refused))
     console.print("Milliseconds, in brackets of the uncut model's; how they spread: bench.md, which --output writes.")
 
 

@@ -13,6 +13,8 @@ from .options import JsonOption
 from .tables import cell, plain_table
 
 STAGES = ("tower", "projector", "decoder")
+UNKNOWN = "not known yet: flowcut inspect"
+"""Of a class that this release has not heard of."""
 
 
 def models_command(as_json: JsonOption = False) -> None:
@@ -26,7 +28,7 @@ def models_command(as_json: JsonOption = False) -> None:
     for model_type, class_name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
         row = known.get(model_type)
         if row is None:
-            stages: dict[str, Any] = dict.fromkeys(STAGES, "not known yet: flowcut inspect")
+            stages: dict[str, Any] = dict.fromkeys(STAGES, UNKNOWN)
             rows.append({"name": model_type, "class": class_name, **stages, "video": False, "tested": False})
             continue
         stages = {stage: getattr(row, stage) or "yes" for stage in STAGES}
@@ -44,10 +46,10 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
     table = plain_table(left=("model type", *STAGES, "video", "tested"))
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        whole = {stage: row[stage] == "yes" for stage in STAGES}
-        table.add_row(escape(row["name"]), *(cell(value) for value in (*whole.values(), row["video"], row["tested"])))
+        can = ("?" if row[stage] == UNKNOWN else row[stage] == "yes" for stage in STAGES)
+        table.add_row(escape(row["name"]), *(cell(value) for value in (*can, row["video"], row["tested"])))
         for stage in STAGES:
-            if row[stage] not in ("yes", "no"):
+            if row[stage] not in ("yes", "no", UNKNOWN):
                 reason = row[stage].removeprefix("no: ")
                 place = "" if row[stage] != reason else f" ({stage})"
                 reasons.setdefault(reason, []).append(f"{row['name']}{place}")
@@ -55,4 +57,6 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print("\n[bold]Why not[/]")
     for reason, names in reasons.items():
         console.print(f"[cyan]{escape(', '.join(names))}[/]: {escape(reason)}")
-    console.print("\nflowcut inspect MODEL tells more of one; --json has the classes.")
+    console.print(
+        "\nflowcut inspect MODEL tells more of one, and of a class that is not known here (?); --json has the classes."
+    )

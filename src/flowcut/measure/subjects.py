@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from ..algorithm.compiling import wanted
 from ..checkpoints.loading import LoadedModel, choose_device, choose_dtype
 from ..inputs.prompting import many_inputs
 from ..models import find_parts
@@ -69,6 +70,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "hardware": hardware,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "attention": parts.tower.config._attn_implementation or "eager",
+        "compiled_choices": wanted(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

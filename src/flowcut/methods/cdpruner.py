@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..algorithm.compiling import STEPS, compiled
+from ..algorithm.compiling import STEPS, compiled, wanted
 from .base import Method
 from .policies import ProjectorPolicy
 from .saliency import unit
@@ -80,7 +80,8 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
     """
     # The factors are kept without roots: what a choice explains of every token, and the same over its own gain. The
     # latter stands beside the kernel, so that one look-up brings all that the next choice is compared with.
-    explained = kernel.new_empty(tokens, len(kernel))
+    joins = wanted()
+    explained = kernel.new_zeros(tokens, len(kernel)) if joins else kernel.new_empty(tokens, len(kernel))
     known = torch.nn.functional.pad(kernel, (0, tokens))
     gain = kernel.diagonal().clamp(min=1e-12)
     # Less of a token's own entry is rounding. What is chosen stays below all others.
@@ -89,10 +90,8 @@ def largest_determinant(kernel: Tensor, tokens: int) -> Tensor:
     while (number := len(chosen)) < tokens:
         behind = number + STEPS
         state = (known, explained, gain, least, most, STEPS)
-        together = compiled(determinant_steps, *state) if behind <= tokens else None
+        together = compiled(determinant_steps, *state) if joins and behind <= tokens else None
         if together is not None:
-            if not number:
-                explained.zero_()
             picked, rows, shares, gain, most = together(*state)
             chosen += picked
             torch.stack(rows, out=explained[number:behind])

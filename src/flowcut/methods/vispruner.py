@@ -129,7 +129,7 @@ def without_duplicates(cosines: Tensor, rest: Tensor, diverse: int, step: int) -
 
 
 def removal_rounds(cosines: Tensor, places: Tensor, step: int, rounds: int) -> Tensor:
-    """Rounds of :func:`without_duplicates` that sort nothing, in a form that a compiler makes two kernels each of.
+    """Rounds of :func:`without_duplicates` that sort nothing, in a form of two or three kernels each where compiled.
 
     Args:
         cosines: ``[N, N]``.
@@ -150,6 +150,6 @@ def removal_rounds(cosines: Tensor, places: Tensor, step: int, rounds: int) -> T
         # As many as go before a token in a stable sort. Counted in float32, which a CPU does several of at once.
         others, own = duplicate[None], duplicate[:, None]
         ahead = torch.where(others == own, places[None] < places[:, None], others > own)
-        ranks = torch.where(ahead, 1.0, 0.0).sum(dim=1) - step
+        ranks = ahead.sum(dim=1, dtype=places.dtype) - step
         places = torch.where((places == GONE) | (ranks < 0.0), GONE, ranks)
     return places

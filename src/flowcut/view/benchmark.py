@@ -44,7 +44,7 @@ def cells(case: Case, cases: Sequence[Case], spread: bool = True) -> dict[str, s
     Args:
         case: the row.
         cases: all rows, among them the uncut model's.
-        spread: whether seconds have a decimal, and behind their ratio the middle half of the rounds.
+        spread: whether the middle half of the rounds stands behind the ratio; else milliseconds above 100 are whole.
     """
     row = {
         "method": f"{case.label}, compiled tower" if case.compiled else case.label,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...algorithm.selection import counts_mask, gather_tokens, rows_of
+from ...algorithm.selection import counts_mask, gather_tokens, put_tokens
 from ...methods.views import Merge, Selection
 
 
@@ -58,8 +58,7 @@ class Narrowing:
             # What fills up a row goes to one slot more, so that no token is written, or gets its gradient, twice.
             index = index.masked_fill(~self.real.to(states.device), tokens)
             base = torch.cat([base, base[:, :1]], dim=1)
-        flat, rows = base.flatten(0, 1), rows_of(index, base.shape[1])
-        return flat.index_copy(0, rows, states.flatten(0, 1)).view_as(base)[:, :tokens]
+        return put_tokens(base, index, states)[:, :tokens]
 
 
 @dataclass(frozen=True)
