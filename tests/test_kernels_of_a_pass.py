@@ -69,6 +69,7 @@ def test_what_a_method_asks_for_does_not_grow(method: str) -> None:
     assert step.waits <= uncut().step.waits
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("method", ["scope", "cdpruner", "flowcut_plus", "vispruner"])
 def test_a_compiled_choice_asks_for_at_most_15_percent_more(method: str) -> None:
     with attach(deep.model(), make_method(method, target_num=deep.TARGET)), fused.counted_loops() as loops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,13 +26,17 @@ TOKENS = 40
 WIDTH = 64
 
 
-TOGETHER: dict[Callable[..., Any], dict[tuple[object, ...], compiling.Compiled]] = {}
-"""What the tests here have compiled, so that each shape is compiled once."""
+TOGETHER: dict[str, dict[Callable[..., Any], dict[tuple[object, ...], compiling.Compiled]]] = {}
+"""What the tests here have compiled, by backend, so that each shape is compiled once."""
+
+BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.compiled)]
+"""The graph as torch takes it down, and as its compiler makes code of it."""
 
 
-@pytest.fixture(autouse=True)
-def _shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_compiled", TOGETHER)
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+    monkeypatch.setattr(compiling, "_compiled", TOGETHER.setdefault(request.param, {}))
     monkeypatch.setattr(compiling, "_wanted", False)
     for module in (coverage, cdpruner, vispruner):
         # Fewer steps are compiled sooner.
