@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -27,15 +26,21 @@ WIDTH = 64
 
 
 TOGETHER: dict[str, dict[Callable[..., Any], dict[tuple[object, ...], compiling.Compiled]]] = {}
-"""What the tests here have compiled, by backend, so that each shape is compiled once."""
+"""What the tests here have compiled, by compiler, so that each shape is compiled once."""
 
-BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.compiled)]
-"""The graph as torch takes it down, and as its compiler makes code of it."""
+COMPILERS = ["none", pytest.param("inductor", marks=pytest.mark.compiled)]
+"""What is compiled as it stands, and as torch's compiler makes code of it."""
 
 
-@pytest.fixture(autouse=True, params=BACKENDS)
+def as_it_stands(function: Callable[..., Any], **settings: bool) -> Callable[..., Any]:
+    """Takes the place of ``torch.compile``."""
+    return function
+
+
+@pytest.fixture(autouse=True, params=COMPILERS)
 def _shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+    if request.param == "none":
+        monkeypatch.setattr(torch, "compile", as_it_stands)
     monkeypatch.setattr(compiling, "_compiled", TOGETHER.setdefault(request.param, {}))
     monkeypatch.setattr(compiling, "_wanted", False)
     for module in (coverage, cdpruner, vispruner):
