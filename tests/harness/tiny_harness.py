@@ -39,7 +39,7 @@ def require_lmms_eval() -> None:
 
 def asked() -> Any:
     """The questions of the exported tasks."""
-    return choose_questions(load_split(SPLIT), TASKS, LIMIT)
+    return choose_questions(load_split(SPLIT), TASKS, per_task=LIMIT // len(TASKS))
 
 
 def write_tasks(folder: Path) -> Path:
