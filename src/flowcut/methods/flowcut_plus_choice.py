@@ -10,6 +10,7 @@ from torch import Tensor
 from ..algorithm import coverage, determinant
 from ..algorithm.compiling import compiled, run
 from ..algorithm.selection import counts_mask, gather_tokens, top_in_order
+from .cdpruner import scaled_relevance
 from .saliency import unit
 from .views import Selection
 
@@ -110,9 +111,7 @@ def joined(likeness: Tensor, index: Tensor, real: Tensor | None) -> tuple[Tensor
 
 def question_relevance(features: Tensor, text: Tensor) -> Tensor:
     """Mean cosine of every token ``[N, width]`` to the text ``[M, width]``, scaled to (0, 1], as CDPruner's."""
-    relevance = (unit(features) @ unit(text).T).mean(dim=1)
-    least, most = relevance.min(), relevance.max()
-    return (relevance - least + 1e-6) / (most - least).clamp(min=1e-6)
+    return scaled_relevance(unit(features), text)
 
 
 def chosen(
